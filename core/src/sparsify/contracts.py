@@ -1,0 +1,214 @@
+"""The values that cross a boundary between core and plugins. Plain frozen data; core never opens `Model.value`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sparsify.data import Dataset
+
+    Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Hold a model of one format; `facts` carries what later stages and the report may want to know."""
+
+    format: str
+    value: Any
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Describe a model input or output; a dynamic axis is its name, or None where it has none."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Describe one weighted layer; `sparsity` is zeros ÷ weights in 0–1, `eligible` says pruning may touch it."""
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    sparsity: float
+    precision: str
+    eligible: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Description:
+    """Describe a model: inputs, outputs, weighted layers, and the count of all parameters in the file.
+
+    `computing` counts Conv, ConvTranspose, Gemm and MatMul nodes of the float graph (the `of` of metrics.json).
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layers: tuple[Layer, ...]
+    parameters: int
+    zeros: int
+    computing: int
+
+
+@dataclass(frozen=True)
+class ModelFormat:
+    """Adapt one model format.
+
+    load(path) reads and checks a file. save(model, path) writes it atomically. describe(model) reads its structure.
+    compare(reference, candidate, dataset, batch_size) measures each layer's accumulated output error as SQNR in dB,
+    by layer name.
+    """
+
+    load: Callable[[Path], Model]
+    save: Callable[[Model, Path], None]
+    describe: Callable[[Model], Description]
+    compare: Callable[[Model, Model, Dataset, int], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """Ask a dataset loader for data that fits a model.
+
+    preprocess: a name, a file, or an already resolved description; None = the default. model: the model's path, beside
+    which preprocessing files are looked for.
+    """
+
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocess: str | Mapping[str, Any] | None = None
+    class_list: Path | None = None
+    model: Path | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Hold what a dataset loader found.
+
+    splits: `train` and/or `validation`, or `all` where the folder has no splits. labels: class names in id order.
+    chance: the metric's value at random guessing, 0–100. notes: lines printed with the baseline.
+    """
+
+    splits: Mapping[str, Dataset]
+    has_targets: bool
+    labels: tuple[str, ...] = ()
+    preprocess: Mapping[str, Any] | None = None
+    chance: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DatasetLoader:
+    """Adapt one dataset layout: `recognises` looks at names only, `load` reads what it must."""
+
+    recognises: Callable[[Path], bool]
+    load: Callable[[DataRequest], Data]
+
+
+@dataclass(frozen=True)
+class UseCase:
+    """Serve one task.
+
+    metrics: evaluators computed where there are targets, the deciding one first. check(data, description) raises
+    RequestError where data and model do not fit. readme(data, description) gives deployment/README.md with a sample
+    that runs.
+    """
+
+    metrics: tuple[str, ...]
+    check: Callable[[Data, Description], None]
+    readme: Callable[[Data, Description], str]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Measure predictions against targets.
+
+    observe(outputs, targets) gives one record a sample of a batch; reduce(records) gives the value, by default 100 ×
+    the mean, so that records are hits in 0–1. Records stay small: all of a test set's are kept for the interval.
+    """
+
+    name: str
+    observe: Callable[[Arrays, Sequence[Any]], Sequence[Any]]
+    reduce: Callable[[Sequence[Any]], float] | None = None
+    higher_is_better: bool = True
+
+
+class Session(Protocol):
+    """Run a model that a runtime has opened.
+
+    facts: `precision` (what was executed, e.g. "float32", "int8"), `int8_executed` (nodes, or None where the runtime
+    does not tell), and whatever else the runtime knows of itself.
+    """
+
+    facts: Mapping[str, Any]
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Run one batch."""
+        ...
+
+    def close(self) -> None:
+        """Free threads and memory."""
+        ...
+
+
+class Checkpoint(Protocol):
+    """Keep finished pieces of a stage on disk, so that a killed run repeats only what was unfinished."""
+
+    def load(self, name: str) -> dict[str, NDArray[Any]] | None:
+        """Return the arrays saved under `name`, or None."""
+        ...
+
+    def save(self, name: str, arrays: Arrays) -> None:
+        """Write arrays atomically under `name`."""
+        ...
+
+
+class NoCheckpoint:
+    """Keep nothing."""
+
+    def load(self, name: str) -> None:
+        """Return None."""
+
+    def save(self, name: str, arrays: Arrays) -> None:
+        """Do nothing."""
+
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+
+
+@contextmanager
+def silent(label: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show no progress."""
+    yield lambda: None
+
+
+def _unheard(line: str) -> None:
+    """Drop a note."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Give a modifier what it works with. `note` puts one line into the log and the report."""
+
+    calibration: Dataset
+    selection: Dataset | None = None
+    batch_size: int = 8
+    seed: int = 0
+    threads: int = 0
+    checkpoint: Checkpoint = field(default_factory=NoCheckpoint)
+    progress: Progress = silent
+    note: Callable[[str], None] = _unheard

@@ -1,0 +1,180 @@
+"""Look at an ONNX graph as a list of weighted layers, and read and write their weights as matrices."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+Floats = NDArray[np.float32]
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class WeightLayer:
+    """Describe one node that multiplies its input by a constant.
+
+    weight_input is the weight's place among the node's inputs (1, or 0 for a MatMul with its weight on the left).
+    reason is empty where pruning may touch the layer by default, else it says why not.
+    """
+
+    name: str
+    op: str
+    input: str
+    output: str
+    weight: str
+    weight_input: int
+    bias: str | None
+    shape: tuple[int, ...]
+    group: int
+    attributes: Mapping[str, Any]
+    reason: str
+
+    @property
+    def prunable(self) -> bool:
+        """Say whether pruning touches this layer by default."""
+        return not self.reason
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Map names to initializers."""
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def consumers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """Map tensor names to the nodes that read them."""
+    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in model.graph.node:
+        for name in node.input:
+            readers[name].append(node)
+    return readers
+
+
+def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """Map tensor names to the node that writes them."""
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Read a node's attributes as Python values."""
+    return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+
+
+def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
+    """List the weighted layers in topological order; the first and the last are not prunable, nor depthwise ones."""
+    constants = initializers(model)
+    found = [layer for node in model.graph.node if (layer := _layer(node, constants)) is not None]
+    first, last = _ends(model, found)
+    return tuple(_with_reason(layer, layer.name in first, layer.name in last) for layer in found)
+
+
+def _layer(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> WeightLayer | None:
+    if node.op_type not in WEIGHTED:
+        return None
+    places = [index for index, name in enumerate(node.input[:2]) if name in constants]
+    places = [index for index in places if len(constants[node.input[index]].dims) >= 2]
+    if node.op_type != "MatMul":
+        places = [index for index in places if index == 1]
+    if len(places) != 1:
+        return None
+    place = places[0]
+    weight = constants[node.input[place]]
+    if weight.data_type != onnx.TensorProto.FLOAT:
+        return None
+    bias = node.input[2] if len(node.input) > 2 and node.input[2] in constants else None
+    facts = attributes(node)
+    return WeightLayer(
+        name=node.name,
+        op=node.op_type,
+        input=node.input[1 - place] if place < 2 else node.input[0],
+        output=node.output[0],
+        weight=weight.name,
+        weight_input=place,
+        bias=bias,
+        shape=tuple(weight.dims),
+        group=int(facts.get("group", 1)),
+        attributes=facts,
+        reason="",
+    )
+
+
+def _ends(model: onnx.ModelProto, layers: list[WeightLayer]) -> tuple[set[str], set[str]]:
+    """Find the layers with no weighted layer before them, and those with none after them."""
+    weighted = {layer.name for layer in layers}
+    reached: set[str] = set()  # tensors that a weighted layer precedes
+    first: set[str] = set()
+    for node in model.graph.node:
+        after = any(name in reached for name in node.input)
+        if node.name in weighted and not after:
+            first.add(node.name)
+        if after or node.name in weighted:
+            reached.update(node.output)
+    leading: set[str] = set()  # tensors that a weighted layer follows
+    last: set[str] = set()
+    for node in reversed(model.graph.node):
+        before = any(name in leading for name in node.output)
+        if node.name in weighted and not before:
+            last.add(node.name)
+        if before or node.name in weighted:
+            leading.update(node.input)
+    return first, last
+
+
+def _with_reason(layer: WeightLayer, first: bool, last: bool) -> WeightLayer:
+    from dataclasses import replace
+
+    reason = ""
+    if layer.op == "ConvTranspose":
+        reason = "transposed convolution"
+    elif layer.group > 1:
+        reason = "depthwise convolution" if layer.shape[1] == 1 else "grouped convolution"
+    elif len(layer.shape) > 2 and layer.op in ("MatMul", "Gemm"):
+        reason = "batched weight"
+    elif first:
+        reason = "first layer"
+    elif last:
+        reason = "last layer"
+    return replace(layer, reason=reason)
+
+
+def read_weight(model: onnx.ModelProto, layer: WeightLayer) -> Floats:
+    """Copy a layer's weight as a matrix, outputs × (inputs · kernel), whatever way the node stores it."""
+    return to_matrix(layer, numpy_helper.to_array(initializers(model)[layer.weight]))
+
+
+def to_matrix(layer: WeightLayer, weight: NDArray[Any]) -> Floats:
+    """Turn a stored 2-D (Gemm, MatMul) or 2+k-D (Conv) weight into outputs × (inputs · kernel)."""
+    if layer.op == "Conv":
+        return np.array(weight.reshape(weight.shape[0], -1), dtype=np.float32)
+    outputs_first = layer.attributes.get("transB", 0) == 1 if layer.op == "Gemm" else layer.weight_input == 0
+    return np.array(weight if outputs_first else weight.T, dtype=np.float32)
+
+
+def from_matrix(layer: WeightLayer, matrix: Floats) -> Floats:
+    """Undo `to_matrix`."""
+    if layer.op == "Conv":
+        return np.ascontiguousarray(matrix.reshape(layer.shape))
+    outputs_first = layer.attributes.get("transB", 0) == 1 if layer.op == "Gemm" else layer.weight_input == 0
+    return np.ascontiguousarray(matrix if outputs_first else matrix.T)
+
+
+def write_initializer(model: onnx.ModelProto, name: str, array: NDArray[Any]) -> None:
+    """Replace an initializer's values in place."""
+    initializers(model)[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
+
+
+def channel_axis(layer: WeightLayer) -> int:
+    """Return the axis of the stored weight that runs over outputs (the axis of per-channel scales)."""
+    if layer.op == "Conv":
+        return 0
+    if layer.op == "ConvTranspose":
+        return 1
+    if layer.op == "Gemm":
+        return 0 if layer.attributes.get("transB", 0) == 1 else 1
+    return len(layer.shape) - 2 if layer.weight_input == 0 else len(layer.shape) - 1
