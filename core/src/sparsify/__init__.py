@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from sparsify.experiment import Experiment
     from sparsify.hooks import Entry, hookimpl
+    from sparsify.levels import target_sparsity
     from sparsify.pipeline import Result
     from sparsify.recipe import Recipe, Step
 
@@ -67,6 +68,7 @@ _HOME = {
     "Experiment": "experiment",
     "Entry": "hooks",
     "hookimpl": "hooks",
+    "target_sparsity": "levels",
     "Result": "pipeline",
     "Recipe": "recipe",
     "Step": "recipe",
@@ -103,6 +105,7 @@ __all__ = [
     "hookimpl",
     "one_shot",
     "sparse_transfer",
+    "target_sparsity",
     "training_aware",
 ]
 

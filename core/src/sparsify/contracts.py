@@ -84,7 +84,8 @@ class DataRequest:
     """Ask a dataset loader for data that fits a model.
 
     preprocess: a name, a file, or an already resolved description; None = the default. model: the model's path, beside
-    which preprocessing files are looked for.
+    which preprocessing files are looked for. labels: class names in id order where they are known already (those of a
+    deployment); they act as a class list.
     """
 
     path: Path
@@ -93,6 +94,7 @@ class DataRequest:
     preprocess: str | Mapping[str, Any] | None = None
     class_list: Path | None = None
     model: Path | None = None
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Every deliberate failure: what was wrong, the edit or command that mends it, and the exit code.
 
-    SparsifyError
-    ├── RequestError        2  the request is impossible as written
-    │   └── UnreadableSample   one sample is broken; datasets skip up to 5 % of these
-    ├── PluginError         3  a plugin failed
-    ├── MissingLibraryError 4  a library is not installed
-    └── StageError          5  a stage failed on this input
+SparsifyError
+├── RequestError        2  the request is impossible as written
+│   └── UnreadableSample   one sample is broken; datasets skip up to 5 % of these
+├── PluginError         3  a plugin failed
+├── MissingLibraryError 4  a library is not installed
+└── StageError          5  a stage failed on this input
 """
 
 from __future__ import annotations

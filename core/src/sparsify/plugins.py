@@ -115,7 +115,7 @@ def load_target(offer: Offer) -> Any:
                 fix=f"pip install {error.name}",
             ) from error
         raise _broken_target(offer, error) from error
-    except Exception as error:  # noqa: BLE001 - a third party's import may raise anything
+    except Exception as error:
         raise _broken_target(offer, error) from error
 
 
@@ -183,6 +183,8 @@ def _check_entry(hook: str, row: object) -> None:
         raise TypeError(f"hook '{hook}' returned {type(row).__name__}, expected sparsify.Entry")
     module, colon, attribute = row.target.partition(":")
     if not (colon and module and attribute):
-        raise ValueError(f"entry '{row.name}' of '{hook}' has target '{row.target}', expected 'package.module:attribute'")
+        raise ValueError(
+            f"entry '{row.name}' of '{hook}' has target '{row.target}', expected 'package.module:attribute'"
+        )
     if hook == "modifiers" and row.phase not in ("post-training", "training"):
         raise ValueError(f"modifier '{row.name}' has phase '{row.phase}', expected 'post-training' or 'training'")

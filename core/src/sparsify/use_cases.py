@@ -39,9 +39,7 @@ KNOWN: Mapping[str, Known] = MappingProxyType(
         "question-answering": Known(("qa", "nlp-question-answering"), "f1", "sparsify-plugin-nlp"),
         "text-classification": Known(("glue", "nlp-text-classification"), "accuracy", "sparsify-plugin-nlp"),
         "sentiment-analysis": Known(("sentiment", "nlp-sentiment-analysis"), "accuracy", "sparsify-plugin-nlp"),
-        "multilabel-text-classification": Known(
-            ("nlp-multilabel-text-classification",), "f1", "sparsify-plugin-nlp"
-        ),
+        "multilabel-text-classification": Known(("nlp-multilabel-text-classification",), "f1", "sparsify-plugin-nlp"),
         "document-classification": Known(("nlp-document-classification",), "accuracy", "sparsify-plugin-nlp"),
         "token-classification": Known(
             ("ner", "named-entity-recognition", "nlp-token-classification", "nlp-named-entity-recognition"),

@@ -1,0 +1,1 @@
+"""The commands of core, each a module loaded when it is called."""

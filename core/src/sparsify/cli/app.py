@@ -1,0 +1,114 @@
+"""The `sparsify` program: plugins' commands in one lazy group, errors as two lines, exit codes of DESIGN §5."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+from sparsify.errors import ExitCode, RequestError, SparsifyError
+from sparsify.plugins import Plugins, load_plugins, load_target
+
+
+class CommandGroup(TyperGroup):
+    """Offer every plugin's commands; a command's module is imported when it is called, not when it is listed."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        super().__init__(
+            name="sparsify",
+            help="From a trained model and a dataset to a smaller, faster, verified ONNX model.",
+            epilog="Every command: --help. Errors exit 2-6 with a fix; --debug shows the traceback.",
+            rich_markup_mode=None,
+            no_args_is_help=True,
+            context_settings={"help_option_names": ["--help", "-h"]},
+        )
+        self.plugins = plugins
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer's signature
+        """List the commands of all plugins."""
+        return [offer.entry.name for offer in self.plugins.offers("commands")]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - typer's signature
+        """Import one command."""
+        name = cmd_name.replace("_", "-")
+        known = [word for offer in self.plugins.offers("commands") for word in (offer.entry.name, *offer.entry.aliases)]
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            fix = f"did you mean `sparsify {near[0]}`?" if near else "see `sparsify --help`"
+            raise RequestError(f"there is no command '{cmd_name}'", fix=fix)
+        command = typer.main.get_command(load_target(self.plugins.find("commands", name)))
+        command.name = name
+        return command
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - typer's signature
+        """Write the list of commands from the entries alone, so that --help imports none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(offer.entry.name, offer.entry.summary) for offer in self.plugins.offers("commands")])
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the program and exit."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    signal.signal(signal.SIGTERM, _interrupt)
+    if arguments == ["--version"]:
+        from importlib.metadata import version
+
+        typer.echo(f"sparsify {version('sparsify-core')}")
+        sys.exit(ExitCode.OK)
+    try:
+        code = CommandGroup(load_plugins()).main(arguments, prog_name="sparsify", standalone_mode=False)
+    except SparsifyError as error:
+        _fail(error.lines(), error.exit_code, debug)
+    except TyperException as error:
+        _fail(_usage(error), ExitCode.REQUEST, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("error: interrupted\nfix: run the same command with --resume to go on", ExitCode.INTERRUPTED, debug)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.OK)
+    sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(lines: str, code: ExitCode, debug: bool) -> NoReturn:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    typer.echo(lines, err=True)
+    sys.exit(code)
+
+
+def _usage(error: TyperException) -> str:
+    """Say a usage error in our two lines."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "sparsify"
+    fix = f"see `{path} --help`"
+    possibilities = sorted(getattr(error, "possibilities", None) or ())
+    if possibilities:
+        fix = f"did you mean {possibilities[0]}? See `{path} --help`"
+    message = str(getattr(error, "message", "") if possibilities else error.format_message())
+    return RequestError(message.rstrip("."), fix=fix).lines()
+
+
+def run_main() -> NoReturn:
+    """Behave as `sparsify run`, the command of the old guides (`sparsify.run`)."""
+    main(["run", *sys.argv[1:]])
+
+
+def doctor_main() -> NoReturn:
+    """Behave as `sparsify doctor` (`sparsify.check_environment`)."""
+    main(["doctor", *sys.argv[1:]])

@@ -1,0 +1,98 @@
+"""`sparsify doctor`: what this machine and installation can do, and the fix for what they cannot."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsify.plugins import Plugins, load_plugins, missing
+
+app = typer.Typer(rich_markup_mode=None)
+FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+# variants that install the same import package and overwrite each other's files
+CLASHING = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-training")
+
+
+@dataclass(frozen=True)
+class Check:
+    """State one finding; `fix` is empty where all is well."""
+
+    name: str
+    found: str
+    fix: str = ""
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """Check CPU, runtimes and packages; exit 4 where something must be mended."""
+    checks = list(examine(load_plugins()))
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            typer.echo(f"{'!!' if check.fix else 'ok'}  {check.name}: {check.found}")
+            if check.fix:
+                typer.echo(f"    fix: {check.fix}")
+    raise typer.Exit(4 if any(check.fix for check in checks) else 0)
+
+
+def examine(plugins: Plugins) -> Iterator[Check]:
+    """Look at Python, CPU, plugins, runtimes and clashing packages."""
+    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    yield Check("python", platform.python_version(), "" if supported else "use Python 3.11, 3.12 or 3.13")
+    yield Check("cpu", cpu_sentence(cpu_features()))
+    for plugin in plugins.found:
+        state = "disabled" if plugin.disabled else plugin.error or "ok"
+        fix = f"pip install --force-reinstall {plugin.distribution}, or uninstall it" if plugin.error else ""
+        yield Check(f"plugin {plugin.name}", f"{plugin.distribution} {plugin.version}, {state}", fix)
+    runtimes = plugins.offers("runtimes")
+    for offer in runtimes:
+        absent = missing(offer.entry)
+        yield Check(
+            f"runtime {offer.entry.name}",
+            f"needs {', '.join(absent)}" if absent else "installed",
+            f"pip install {' '.join(absent)}" if absent else "",
+        )
+    if not runtimes:
+        yield Check("runtime", "none installed", "pip install sparsify-onnx")
+    yield clash({row.metadata["Name"].lower() for row in distributions() if row.metadata["Name"]})
+
+
+def clash(installed: set[str]) -> Check:
+    """Find two variants of ONNX Runtime in one environment."""
+    found = [name for name in CLASHING if name in installed]
+    if len(found) < 2:
+        return Check("onnxruntime variants", ", ".join(found) or "none")
+    return Check(
+        "onnxruntime variants",
+        f"{' and '.join(found)} overwrite each other",
+        f"pip uninstall -y {' '.join(found)} && pip install {found[0]}",
+    )
+
+
+def cpu_features() -> tuple[str, ...]:
+    """List the INT8-relevant features of this CPU, as the kernel names them; empty where it does not tell."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return ()
+    for line in path.read_text().splitlines():
+        if line.startswith(("flags", "Features")):
+            return tuple(name for name in FEATURES if name in line.split())
+    return ()
+
+
+def cpu_sentence(features: tuple[str, ...]) -> str:
+    """Say what the CPU's features mean for INT8."""
+    if not features:
+        return "features unknown; measure with `sparsify benchmark`"
+    fast = any("vnni" in name or name in ("amx_int8", "asimddp", "i8mm") for name in features)
+    verdict = "fast INT8" if fast else "no INT8 dot product: INT8 may be no faster, and may saturate on older CPUs"
+    return f"{', '.join(features)} ({verdict})"

@@ -1,0 +1,165 @@
+"""Check every name, option, file, library and format of a request before the first weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsify.contracts import DatasetLoader, Metric, ModelFormat, UseCase
+from sparsify.errors import MissingLibraryError, RequestError
+from sparsify.plugins import Offer, Plugins, load_target, missing
+from sparsify.recipe import Recipe
+from sparsify.run_folder import RunFolder, check_resumable, plan_folder
+from sparsify.use_cases import UseCaseChoice, resolve_use_case
+
+if TYPE_CHECKING:
+    from sparsify.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hold everything a run needs, resolved."""
+
+    experiment: Experiment
+    plugins: Plugins
+    folder: RunFolder
+    resume: bool
+    use_case_name: str
+    use_case: UseCase
+    model_path: Path
+    model_format: ModelFormat
+    data_path: Path
+    loader_name: str
+    loader: DatasetLoader
+    eval_path: Path | None
+    eval_loader: DatasetLoader | None
+    class_list: Path | None
+    metrics: tuple[Metric, ...]
+    recipe: Recipe | None
+
+    def summary(self) -> dict[str, Any]:
+        """Show the resolved request, as experiment.yaml records it."""
+        return {
+            "use_case": self.use_case_name,
+            "dataset_loader": self.loader_name,
+            "metrics": [metric.name for metric in self.metrics],
+            "plugins": {f"{row.distribution}": row.version for row in self.plugins.found if not row.error},
+        }
+
+
+def resolve(experiment: Experiment, plugins: Plugins, *, resume: bool = False) -> Plan:
+    """Turn a request into a plan; raises RequestError or MissingLibraryError, and writes nothing."""
+    if experiment.kind != "one-shot":
+        raise RequestError(f"{experiment.kind} does not exist yet in this version", fix="use `sparsify run one-shot`")
+    choice = resolve_use_case(experiment.use_case, plugins, experiment.kind)
+    use_case: UseCase = load_target(choice.offer)
+    model_path = existing(experiment.model, "--model")
+    data_path = existing(experiment.data, "--data")
+    loader_name, loader = find_loader(choice, data_path, plugins)
+    eval_path = existing(experiment.eval_data, "--eval-data") if experiment.eval_data else None
+    class_list = existing(experiment.class_list, "--class-list") if experiment.class_list else None
+    for runtime in experiment.runtime:
+        require(plugins.find("runtimes", runtime))
+    folder = plan_folder(experiment, choice.name, resume=resume)
+    if resume:
+        check_resumable(folder, request_of(experiment))
+    return Plan(
+        experiment=experiment,
+        plugins=plugins,
+        folder=folder,
+        resume=resume,
+        use_case_name=choice.name,
+        use_case=use_case,
+        model_path=model_path,
+        model_format=find_format(model_path, plugins),
+        data_path=data_path,
+        loader_name=loader_name,
+        loader=loader,
+        eval_path=eval_path,
+        eval_loader=find_loader(choice, eval_path, plugins)[1] if eval_path else None,
+        class_list=class_list,
+        metrics=find_metrics(use_case, experiment.eval_metric, plugins),
+        recipe=_recipe(experiment, plugins),
+    )
+
+
+def request_of(experiment: Experiment) -> dict[str, Any]:
+    """Return the request as plain data, paths absolute, as experiment.yaml records it and resume compares it."""
+    request: dict[str, Any] = experiment.model_dump(mode="json")
+    for name in ("model", "data", "eval_data", "class_list", "recipe"):
+        if request[name] is not None:
+            request[name] = str(Path(request[name]).absolute())
+    return request
+
+
+def existing(path: str, option: str) -> Path:
+    """Return an existing path; raises RequestError naming the option."""
+    found = Path(path)
+    if not found.exists():
+        fix = "give the path of an existing file or folder"
+        if "." not in found.name and "/" not in path:
+            fix += "; model and dataset names are not known to this installation"
+        raise RequestError(f"{option}: {path} does not exist", fix=fix)
+    return found
+
+
+def require(offer: Offer) -> None:
+    """Raise MissingLibraryError where an entry's libraries are not installed, without importing any."""
+    absent = missing(offer.entry)
+    if absent:
+        raise MissingLibraryError(
+            f"'{offer.entry.name}' of {offer.plugin.distribution} needs {', '.join(absent)}, not installed here",
+            fix=f"pip install {' '.join(absent)}",
+        )
+
+
+def find_format(path: Path, plugins: Plugins) -> ModelFormat:
+    """Find the model format that accepts a file's suffix; raises RequestError."""
+    offers = plugins.offers("model_loaders")
+    for offer in offers:
+        if path.suffix.lower() in offer.entry.accepts:
+            found: ModelFormat = plugins.load("model_loaders", offer.entry.name)
+            return found
+    known = ", ".join(suffix for offer in offers for suffix in offer.entry.accepts) or "none"
+    raise RequestError(f"--model: {path.name} is of no known format", fix=f"give a file that ends in one of: {known}")
+
+
+def find_loader(choice: UseCaseChoice, path: Path, plugins: Plugins) -> tuple[str, DatasetLoader]:
+    """Find the first of the use case's dataset loaders that recognises a path; raises RequestError."""
+    names = choice.offer.entry.accepts
+    for name in names:
+        loader: DatasetLoader = plugins.load("dataset_loaders", name)
+        if loader.recognises(path):
+            return name, loader
+    if len(names) == 1 or not (path.is_dir() and any(path.iterdir())):
+        return names[0], plugins.load("dataset_loaders", names[0])  # its own error says what is wrong
+    raise RequestError(
+        f"--data: {path} holds nothing that use case '{choice.name}' reads ({', '.join(names)})",
+        fix="give a folder of class folders with images, or of NPZ files; see docs/how-to/data.md",
+    )
+
+
+def find_metrics(use_case: UseCase, asked: str | None, plugins: Plugins) -> tuple[Metric, ...]:
+    """Find the use case's metrics, the deciding one first; `asked` may be package.module:function."""
+    names = list(use_case.metrics)
+    if asked and ":" in asked:
+        from sparsify.metrics import function_metric
+
+        return (function_metric(asked), *(plugins.load("evaluators", name) for name in names))
+    if asked:
+        canonical = plugins.find("evaluators", asked).entry.name
+        names = [canonical, *(name for name in names if name != canonical)]
+    return tuple(plugins.load("evaluators", name) for name in names)
+
+
+def _recipe(experiment: Experiment, plugins: Plugins) -> Recipe | None:
+    if experiment.recipe is None:
+        if experiment.recipe_args:
+            raise RequestError("--recipe-args has no effect without --recipe", fix="add --recipe FILE, or leave it out")
+        return None
+    from sparsify.recipe import load_recipe, resolve_modifiers
+
+    recipe = load_recipe(existing(experiment.recipe, "--recipe"), experiment.recipe_args)
+    resolve_modifiers(recipe, plugins, experiment.kind)
+    return recipe

@@ -1,0 +1,167 @@
+"""The run folder of DESIGN §6: made, resumed, and written atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsify.errors import RequestError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sparsify.experiment import Experiment
+
+STATE = ".state"  # unfinished work; removed when the run is done
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Name the places inside a run folder."""
+
+    path: Path
+
+    @property
+    def deployment(self) -> Path:
+        """Return the folder that is shipped."""
+        return self.path / "deployment"
+
+    @property
+    def state(self) -> Path:
+        """Return the folder of unfinished work."""
+        return self.path / STATE
+
+    @property
+    def experiment(self) -> Path:
+        """Return the file that records the resolved request."""
+        return self.path / "experiment.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """Return the file that only a finished run has."""
+        return self.path / "metrics.json"
+
+    def checkpoint(self, name: str) -> DiskCheckpoint:
+        """Return the store of one modifier's finished layers."""
+        return DiskCheckpoint(self.state / _safe(name))
+
+
+def plan_folder(experiment: Experiment, use_case: str, *, resume: bool) -> RunFolder:
+    """Choose the run folder without writing; raises RequestError where it would write over something."""
+    chosen = Path(experiment.output) if experiment.output else None
+    if chosen is None and resume:
+        chosen = _latest(Path(experiment.working_dir), f"{experiment.kind}_{_safe(use_case)}_")
+    if chosen is None:
+        stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
+        chosen = Path(experiment.working_dir) / f"{experiment.kind}_{_safe(use_case)}_{stamp}"
+    if chosen.exists() and not chosen.is_dir():
+        raise RequestError(f"--output: {chosen} is a file", fix="give a folder that does not exist yet")
+    folder = RunFolder(chosen)
+    holds_run = folder.experiment.is_file()
+    if resume and not holds_run:
+        raise RequestError(f"--resume: {chosen} holds no run", fix="leave --resume out, or name the run's folder")
+    if chosen.exists() and any(chosen.iterdir()) and not resume:
+        fix = "add --resume to go on with it, or give another folder" if holds_run else "give an empty or a new folder"
+        raise RequestError(f"--output: {chosen} is not empty", fix=fix)
+    return folder
+
+
+def _latest(root: Path, prefix: str) -> Path:
+    runs = sorted(path for path in root.glob(f"{prefix}*") if (path / "experiment.yaml").is_file())
+    if not runs:
+        raise RequestError(f"--resume: no run {prefix}* in {root}", fix="name the run's folder with --output")
+    return runs[-1]
+
+
+def check_resumable(folder: RunFolder, request: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that was asked for differently; raises RequestError."""
+    import yaml
+
+    recorded = yaml.safe_load(folder.experiment.read_text(encoding="utf-8"))["request"]
+    for name, value in request.items():
+        if name not in ("output", "working_dir") and recorded.get(name) != value:
+            raise RequestError(
+                f"--resume: {folder.path} was run with {name} = {recorded.get(name)!r}, not {value!r}",
+                fix=f"give the recorded options again (see {folder.experiment}), or start in a new folder",
+            )
+
+
+def _safe(name: str) -> str:
+    """Make a name fit for a folder, distinct where two names would become one."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    return safe if safe == name else f"{safe[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a killed run leaves either the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN is a bug and raises ValueError."""
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """Write YAML atomically, keys in the order given."""
+    import yaml
+
+    write_atomic(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110))
+
+
+@dataclass(frozen=True)
+class DiskCheckpoint:
+    """Keep arrays in one NPZ file a name."""
+
+    folder: Path
+
+    def load(self, name: str) -> dict[str, NDArray[Any]] | None:
+        """Return the arrays saved under `name`, or None."""
+        import numpy as np
+
+        path = self.folder / f"{_safe(name)}.npz"
+        if not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+
+    def save(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write arrays atomically under `name`."""
+        import io
+
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez(buffer, **dict(arrays))
+        write_atomic(self.folder / f"{_safe(name)}.npz", buffer.getvalue())
+
+    def clear(self) -> None:
+        """Forget everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

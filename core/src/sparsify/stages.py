@@ -1,0 +1,75 @@
+"""Run one stage of the pipeline: time it, record it, and say whose failure a failure is."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from sparsify.errors import PluginError, SparsifyError, StageError
+from sparsify.plugins import Plugins
+from sparsify.talk import Talk
+
+
+def peak_rss_mb() -> float:
+    """Return this process's peak resident memory so far in MB (Linux counts KiB, macOS bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+@contextmanager
+def stage(name: str, plugins: Plugins, talk: Talk, records: list[dict[str, Any]]) -> Iterator[None]:
+    """Time a stage; turn what escapes it into StageError (disk, memory) or PluginError (a plugin's fault).
+
+    An exception raised by core itself passes unchanged: it is a bug of ours and deserves its traceback.
+    """
+    started = time.monotonic()
+    talk.event("stage-started", stage=name)
+    try:
+        yield
+    except SparsifyError:
+        raise
+    except OSError as error:
+        raise _disk(name, error) from error
+    except MemoryError as error:
+        raise StageError(
+            f"stage '{name}' ran out of memory", fix="use fewer --calibration-samples, or a machine with more memory"
+        ) from error
+    except Exception as error:
+        culprit = _culprit(error.__traceback__, plugins)
+        talk.event("stage-failed", stage=name, traceback=traceback.format_exc())
+        if culprit is None:
+            raise
+        raise PluginError(
+            f"plugin '{culprit}' failed in stage '{name}': {type(error).__name__}: {error}",
+            fix=f"run again with --debug for the traceback, or `sparsify plugins check {culprit}`",
+        ) from error
+    seconds = round(time.monotonic() - started, 2)
+    records.append({"name": name, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
+    talk.event("stage-finished", **records[-1])
+
+
+def _disk(name: str, error: OSError) -> StageError:
+    where = error.filename or "the disk"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    fix = "free space there, or give another --output" if full else "give an --output that can be written"
+    if error.errno in (errno.ENOENT, errno.EACCES, errno.EIO) and error.filename:
+        fix = f"check that {where} exists and can be read and written"
+    return StageError(f"stage '{name}' failed on {where}: {error.strerror or error}", fix=fix)
+
+
+def _culprit(trace: TracebackType | None, plugins: Plugins) -> str | None:
+    """Name the plugin whose code was the last of ours or a plugin's to run, or None where that was core's."""
+    owners = {row.module.split(".")[0]: row.name for row in plugins.found}
+    last = "sparsify"
+    while trace is not None:
+        package = str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
+        last = package if package in owners else last
+        trace = trace.tb_next
+    return None if last == "sparsify" else owners[last]

@@ -1,0 +1,195 @@
+"""Run the dense and the compressed model side by side over the calibration samples, a stretch of the graph at a time.
+
+The tensors that later layers still need are kept on disk between stretches, so that a whole pruning run costs about two
+forward passes a sample however deep the model is. Where they would be too large, the next pass starts further back.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import helper
+from sparsify import Context
+
+SPOOL_BYTES = 2 << 30  # both models' tensors together
+PROTOBUF_BYTES = (1 << 31) - 1
+Tensors = dict[str, NDArray[Any]]
+Run = Callable[[Tensors], Tensors]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Hold what both models computed on one batch; `first` numbers its first sample, `rows` is its padded size."""
+
+    first: int
+    samples: int
+    rows: int
+    dense: Tensors
+    compressed: Tensors
+
+
+@dataclass
+class Stream:
+    """Walk forward through the graph that both models share; only their weights differ.
+
+    wanted: the nodes that any later pass may need. base: the tensors on disk, from which the next pass starts, with
+    their types; done: the nodes behind them.
+    """
+
+    dense: onnx.ModelProto
+    compressed: onnx.ModelProto
+    context: Context
+    folder: Path
+    wanted: frozenset[int]
+    base: Mapping[str, onnx.ValueInfoProto] = field(default_factory=dict)
+    done: frozenset[int] = frozenset()
+    generation: int = 0
+
+    def run(self, dense: Sequence[str], compressed: Sequence[str], advance: bool = False) -> Iterator[Moment]:
+        """Yield the named tensors of both models, batch by batch; `advance` moves the base up to `compressed`."""
+        behind = self.done | upstream(self.compressed, compressed, self.base)
+        frontier = live(self.compressed, behind, self.wanted) if advance else []
+        threads = self.context.threads
+        runs = (
+            open_stretch(self.dense, self.base, [*dense, *frontier], threads),
+            open_stretch(self.compressed, self.base, [*compressed, *frontier], threads),
+        )
+        keep, first, types = advance, 0, {}
+        for index, (samples, rows, *feeds) in enumerate(self._feeds()):
+            left, right = (run(feed) for run, feed in zip(runs, feeds, strict=True))
+            if keep and index == 0:
+                keep = _fits([lane[name] for lane in (left, right) for name in frontier], rows, self.context)
+                types = {name: _type(name, left[name]) for name in frontier} if keep else {}
+            if keep:
+                self._write(index, samples, rows, frontier, left, right)
+            yield Moment(first, samples, rows, left, right)
+            first += samples
+        if keep:
+            self._forget()
+            self.base, self.done, self.generation = types, behind, self.generation + 1
+
+    def _feeds(self) -> Iterator[tuple[int, int, Tensors, Tensors]]:
+        if not self.generation:
+            size = fixed_batch(self.dense)
+            for batch in self.context.calibration.batches(size or self.context.batch_size, pad=size > 0):
+                rows = len(next(iter(batch.inputs.values())))
+                yield len(batch.keys), rows, batch.inputs, batch.inputs
+        for path in sorted(self.folder.glob(f"{self.generation:05d}-*.npz")):
+            with np.load(path, allow_pickle=False) as held:
+                samples, rows = held["size"].tolist()
+                lanes = [{name: held[f"{lane}{i}"] for i, name in enumerate(self.base)} for lane in "dc"]
+            yield samples, rows, lanes[0], lanes[1]
+
+    def _write(self, index: int, samples: int, rows: int, names: list[str], left: Tensors, right: Tensors) -> None:
+        held = {f"{lane}{i}": t[name] for lane, t in (("d", left), ("c", right)) for i, name in enumerate(names)}
+        path = self.folder / f"{self.generation + 1:05d}-{index:06d}.npz"
+        np.savez(path, size=np.array([samples, rows]), **held)  # type: ignore[arg-type]
+
+    def _forget(self) -> None:
+        for path in self.folder.glob(f"{self.generation:05d}-*.npz"):
+            path.unlink()
+
+
+def _fits(tensors: list[NDArray[Any]], rows: int, context: Context) -> bool:
+    storable = all(isinstance(tensor, np.ndarray) and tensor.dtype != object for tensor in tensors)
+    return storable and sum(tensor.nbytes for tensor in tensors) / rows * len(context.calibration) <= SPOOL_BYTES
+
+
+def _type(name: str, tensor: NDArray[Any]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(tensor.dtype), [None] * tensor.ndim)
+
+
+def fixed_batch(model: onnx.ModelProto) -> int:
+    """Return the batch size that the graph's first input insists on, or 0."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    first = next(value for value in model.graph.input if value.name not in constants)
+    dims = first.type.tensor_type.shape.dim
+    return int(dims[0].dim_value) if dims else 0
+
+
+def reads(node: onnx.NodeProto) -> set[str]:
+    """Name the tensors a node reads, those its subgraphs take from outside included."""
+    names = {name for name in node.input if name}
+    for item in node.attribute:
+        for graph in [item.g, *item.graphs]:
+            made = {name for inner in graph.node for name in inner.output}
+            names |= {name for inner in graph.node for name in reads(inner)} - made
+            names |= {value.name for value in graph.output} - made
+    return names
+
+
+def upstream(model: onnx.ModelProto, targets: Sequence[str], base: Collection[str] = ()) -> frozenset[int]:
+    """Find the nodes (by position) needed to compute `targets` when `base` is given."""
+    wanted, found = set(targets) - set(base), set()
+    for index in range(len(model.graph.node) - 1, -1, -1):
+        node = model.graph.node[index]
+        if not wanted.isdisjoint(node.output):
+            found.add(index)
+            wanted |= reads(node) - set(base)
+    return frozenset(found)
+
+
+def live(model: onnx.ModelProto, behind: frozenset[int], wanted: frozenset[int]) -> list[str]:
+    """Name the tensors that `wanted` nodes not yet behind us read from graph inputs or nodes behind us."""
+    ready = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+    ready |= {name for index in behind for name in model.graph.node[index].output}
+    needed: set[str] = set()
+    for index in wanted - behind:
+        needed |= reads(model.graph.node[index]) & ready
+    return sorted(needed)
+
+
+def open_stretch(
+    model: onnx.ModelProto, base: Mapping[str, onnx.ValueInfoProto], targets: Sequence[str], threads: int
+) -> Run:
+    """Open the part of a model between `base` (or the graph inputs) and `targets` in ONNX Runtime."""
+    part = stretch(model, base, targets)
+    wanted = list(dict.fromkeys(targets))
+    computed = [value.name for value in part.graph.output]
+    session = _session(part, threads) if computed else None
+    taken = [value.name for value in part.graph.input]
+
+    def run(feed: Tensors) -> Tensors:
+        results = session.run(computed, {name: feed[name] for name in taken}) if session else []
+        found = dict(zip(computed, results, strict=True))
+        return {name: found[name] if name in found else feed[name] for name in wanted}
+
+    return run
+
+
+def stretch(model: onnx.ModelProto, base: Mapping[str, onnx.ValueInfoProto], targets: Sequence[str]) -> onnx.ModelProto:
+    """Cut out the nodes between `base` and `targets`, with the initializers they read."""
+    nodes = [model.graph.node[index] for index in sorted(upstream(model, targets, base))]
+    used = {name for node in nodes for name in reads(node)}
+    made = {name for node in nodes for name in node.output}
+    graph = onnx.GraphProto(name="stretch")
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in used)
+    constants = {tensor.name for tensor in graph.initializer}
+    known = {value.name: value for value in model.graph.input} | dict(base)
+    graph.input.extend(known[name] for name in sorted(used - made - constants))
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(targets) if name in made)
+    part = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
+    part.opset_import.extend(model.opset_import)
+    part.functions.extend(model.functions)
+    return part
+
+
+def _session(part: onnx.ModelProto, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if part.ByteSize() < PROTOBUF_BYTES:
+        return ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory(prefix="sparsify-") as folder:
+        path = Path(folder) / "stretch.onnx"
+        onnx.save(part, path, save_as_external_data=True)
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
