@@ -20,7 +20,7 @@ def parse_level(value: Any) -> float:
         raise ValueError(f"'{value}' is no level; give 0 to 1, or a whole number from 2 to 100 as per cent") from None
     if 0 <= level <= 1:
         return level
-    if level == int(level) and 2 <= level <= 100:
+    if level.is_integer() and 2 <= level <= 100:
         return level / 100
     raise ValueError(f"{value} is no level; give 0 to 1, or a whole number from 2 to 100 as per cent")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, distributions, entry_points
 from importlib.util import find_spec
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import pluggy
@@ -18,6 +20,11 @@ from sparsify.errors import MissingLibraryError, PluginError, RequestError, Spar
 from sparsify.hooks import CATALOGUES, PROJECT, Entry, Hooks
 
 GROUP = "sparsify"
+DISABLE = "SPARSIFY_DISABLE_PLUGINS"  # names of plugins or distributions, separated by commas
+# libraries that pip knows under another name than Python
+PIP_NAMES: Mapping[str, str] = MappingProxyType(
+    {"PIL": "pillow", "cv2": "opencv-python", "sklearn": "scikit-learn", "skimage": "scikit-image", "yaml": "pyyaml"}
+)
 
 
 @dataclass(frozen=True)
@@ -61,22 +68,22 @@ class Plugins:
             if name in (offer.entry.name, *offer.entry.aliases) and phase in ("", offer.entry.phase)
         ]
         if len(named) > 1:
-            owners = " and ".join(f"{offer.plugin.distribution} ({offer.plugin.module})" for offer in named)
-            raise PluginError(
-                f"{singular(catalogue)} '{name}' is offered twice, by {owners}",
-                fix=f"uninstall one of them, or set {DISABLE}={named[-1].plugin.name}",
-            )
+            raise _offered_twice(catalogue, name, named)
         if not named:
             raise self._unknown(catalogue, name)
         return named[0]
 
     def _unknown(self, catalogue: str, name: str) -> SparsifyError:
         names = [offer.entry.name for offer in self.offers(catalogue)]
-        near = get_close_matches(name, names, n=1)
-        broken = [plugin.name for plugin in self.found if plugin.error]
+        aliases = [alias for offer in self.offers(catalogue) for alias in offer.entry.aliases]
+        near = get_close_matches(name, (*names, *aliases), n=1)
         hint = f"use '{near[0]}'" if near else f"use one of: {', '.join(names) or 'none installed'}"
+        broken = [plugin.name for plugin in self.found if plugin.error]
         if broken:
             hint += f"; or mend the broken plugin {', '.join(broken)} (see `sparsify plugins list`)"
+        disabled = [plugin.name for plugin in self.found if plugin.disabled]
+        if disabled:
+            hint += f"; or take {', '.join(disabled)} out of {DISABLE}"
         return RequestError(f"there is no {singular(catalogue)} '{name}'", fix=hint)
 
     def load(self, catalogue: str, name: str, phase: str = "") -> Any:
@@ -84,42 +91,70 @@ class Plugins:
         return load_target(self.find(catalogue, name, phase))
 
 
-DISABLE = "SPARSIFY_DISABLE_PLUGINS"
-
-
 def singular(catalogue: str) -> str:
     """Say a catalogue's name for one of its entries: `use_cases` → `use case`."""
     return catalogue.removesuffix("s").replace("_", " ")
 
 
+def _offered_twice(catalogue: str, name: str, named: list[Offer]) -> PluginError:
+    owners = " and ".join(f"{offer.plugin.distribution} ({offer.plugin.module})" for offer in named)
+    if named[0].plugin == named[-1].plugin:
+        fix = f"rename one of the two in {named[0].plugin.module}"
+    else:
+        same_name = named[0].plugin.name == named[-1].plugin.name
+        off = named[-1].plugin.distribution if same_name else named[-1].plugin.name
+        fix = f"uninstall one of them, or set {DISABLE}={off}"
+    return PluginError(f"{singular(catalogue)} '{name}' is offered twice, by {owners}", fix=fix)
+
+
 def missing(entry: Entry) -> tuple[str, ...]:
     """Name the libraries that an entry needs and that are not installed, without importing any."""
-    return tuple(name for name in entry.requires if find_spec(name.replace("-", "_")) is None)
+    return tuple(name for name in entry.requires if not _installed(name))
+
+
+def _installed(name: str) -> bool:
+    """Say whether a name, as Python or as pip knows it, is installed."""
+    if "." not in name and find_spec(name.replace("-", "_")) is not None:  # a dotted name would import its parent
+        return True
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def install_command(names: Iterable[str]) -> str:
+    """Write the command that installs libraries."""
+    return f"pip install {' '.join(PIP_NAMES.get(name, name) for name in names)}"
+
+
+def needs(offer: Offer, names: Iterable[str]) -> MissingLibraryError:
+    """Say which libraries an entry lacks, and the command that installs them."""
+    listed = tuple(names)
+    return MissingLibraryError(
+        f"'{offer.entry.name}' of {offer.plugin.distribution} needs {', '.join(listed)}, not installed here",
+        fix=install_command(listed),
+    )
 
 
 def load_target(offer: Offer) -> Any:
     """Import an entry's target; raises MissingLibraryError for an absent library, PluginError for anything else."""
     absent = missing(offer.entry)
     if absent:
-        raise MissingLibraryError(
-            f"'{offer.entry.name}' of {offer.plugin.distribution} needs {', '.join(absent)}, not installed here",
-            fix=f"pip install {' '.join(absent)}",
-        )
+        raise needs(offer, absent)
     module, _, attribute = offer.entry.target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        if error.name and not error.name.startswith(module.split(".")[0]):
-            raise MissingLibraryError(
-                f"'{offer.entry.name}' of {offer.plugin.distribution} needs {error.name}, not installed here",
-                fix=f"pip install {error.name}",
-            ) from error
+        library = (error.name or "").split(".")[0]
+        if library and library != module.split(".")[0]:
+            raise needs(offer, [library]) from error
         raise _broken_target(offer, error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a third party's import may raise anything
         raise _broken_target(offer, error) from error
 
 
-def _broken_target(offer: Offer, error: Exception) -> PluginError:
+def _broken_target(offer: Offer, error: BaseException) -> PluginError:
     plugin = offer.plugin
     return PluginError(
         f"plugin '{plugin.name}' ({plugin.distribution} {plugin.version}) failed to load {offer.entry.target}: "
@@ -134,10 +169,30 @@ def load_plugins(points: Iterable[EntryPoint] | None = None) -> Plugins:
     manager.add_hookspecs(Hooks)
     off = {name.strip() for name in os.environ.get(DISABLE, "").split(",")}
     found: dict[str, Plugin] = {}
-    for point in sorted(points if points is not None else entry_points(group=GROUP), key=_identity):
-        # an editable install beside a wheel lists the same entry point twice
-        found.setdefault("/".join(_identity(point)), _load(manager, point, off))
+    with redirect_stdout(sys.stderr):  # stdout is data; a plugin that prints at import must not spoil --json
+        for point in sorted(discover() if points is None else points, key=_identity):
+            # an editable install beside a wheel lists the same entry point twice
+            key = "/".join(_identity(point))
+            if key not in found:
+                found[key] = _load(manager, point, off)
     return Plugins(tuple(found.values()), manager)
+
+
+def discover() -> Iterable[EntryPoint]:
+    """Return the installed entry points of our group; a distribution with damaged metadata is left out."""
+    try:
+        return entry_points(group=GROUP)
+    except Exception:  # noqa: BLE001 - importlib.metadata parses every installed package's file, and any may be damaged
+        return [point for package in distributions() for point in _points_of(package)]
+
+
+def _points_of(package: Any) -> Iterator[EntryPoint]:
+    try:
+        yield from package.entry_points.select(group=GROUP)
+    except Exception as error:  # noqa: BLE001 - as above
+        text = package.read_text("entry_points.txt") or ""
+        if f"[{GROUP}]" in text:
+            sys.stderr.write(f"warning: entry points of {package.name} cannot be read: {error}\n")
 
 
 def _identity(point: EntryPoint) -> tuple[str, str, str]:
@@ -145,42 +200,55 @@ def _identity(point: EntryPoint) -> tuple[str, str, str]:
 
 
 def _load(manager: pluggy.PluginManager, point: EntryPoint, off: set[str]) -> Plugin:
-    name, distribution = point.name, point.dist.name if point.dist else "?"
+    name, package = point.name, point.dist.name if point.dist else "?"
     version = point.dist.version if point.dist else "?"
-    if name in off or distribution in off:
-        return Plugin(name, distribution, version, point.value, disabled=True)
+    if name in off or package in off:
+        return Plugin(name, package, version, point.value, disabled=True)
     module: ModuleType | None = None
     try:
         module = point.load()
         if not manager.is_registered(module):
-            manager.register(module, name=f"{distribution}:{name}")
+            manager.register(module, name=f"{package}:{name}")
         entries = _read_entries(manager, module)
-    except Exception as error:  # noqa: BLE001 - isolation is the point: llm issue 1280, one bad plugin kills --help
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - isolation: in llm (issue 1280) one plugin kills --help
         if module is not None and manager.is_registered(module):
             manager.unregister(module)
-        return Plugin(name, distribution, version, point.value, error=f"{type(error).__name__}: {error}")
-    return Plugin(name, distribution, version, point.value, entries=entries)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Plugin(name, package, version, point.value, error=reason)
+    return Plugin(name, package, version, point.value, entries=entries)
 
 
 def _read_entries(manager: pluggy.PluginManager, module: ModuleType) -> dict[str, tuple[Entry, ...]]:
     entries: dict[str, tuple[Entry, ...]] = {}
     known = {*CATALOGUES, "experiment_finished"}
-    callers = manager.get_hookcallers(module) or []
-    for caller in callers:
+    for caller in manager.get_hookcallers(module) or []:
         if caller.name not in known:
             near = get_close_matches(caller.name, sorted(known), n=1)
             raise ValueError(f"unknown hook '{caller.name}'" + (f", did you mean '{near[0]}'?" if near else ""))
         if caller.name in CATALOGUES:
-            rows = tuple(getattr(module, caller.name)())
-            for row in rows:
-                _check_entry(caller.name, row)
-            entries[caller.name] = rows
+            (hook,) = (impl.function for impl in caller.get_hookimpls() if impl.plugin is module)
+            entries[caller.name] = _rows(caller.name, hook())
     return entries
 
 
-def _check_entry(hook: str, row: object) -> None:
+def _rows(hook: str, returned: object) -> tuple[Entry, ...]:
+    if not isinstance(returned, Iterable) or isinstance(returned, str | Entry):
+        raise TypeError(f"hook '{hook}' returned {type(returned).__name__}, expected a list of sparsify.Entry")
+    return tuple(_checked(hook, row) for row in returned)
+
+
+def _checked(hook: str, row: object) -> Entry:
     if not isinstance(row, Entry):
         raise TypeError(f"hook '{hook}' returned {type(row).__name__}, expected sparsify.Entry")
+    for name in ("name", "target", "summary", "returns", "metric", "phase"):
+        if not isinstance(getattr(row, name), str):
+            raise TypeError(f"entry '{row.name}' of '{hook}' has {name} {getattr(row, name)!r}, expected a string")
+    for name in ("requires", "accepts", "aliases"):
+        value = getattr(row, name)
+        if not (isinstance(value, tuple) and all(isinstance(word, str) for word in value)):
+            raise TypeError(f"entry '{row.name}' of '{hook}' has {name} {value!r}, expected a tuple of strings")
+    if not row.name.strip():
+        raise ValueError(f"an entry of '{hook}' has no name")
     module, colon, attribute = row.target.partition(":")
     if not (colon and module and attribute):
         raise ValueError(
@@ -188,3 +256,4 @@ def _check_entry(hook: str, row: object) -> None:
         )
     if hook == "modifiers" and row.phase not in ("post-training", "training"):
         raise ValueError(f"modifier '{row.name}' has phase '{row.phase}', expected 'post-training' or 'training'")
+    return row

@@ -24,6 +24,14 @@ _FLOAT = re.compile(
     r"|\.(?:nan|NaN|NAN)$"
 )
 
+_FIXES = {  # by words of PyYAML's messages
+    "undefined alias": "define the anchor (`name: &name 1`) above its use, or write eval(name)",
+    "determine a constructor": "use modifier tags (!Name) only; Python and application tags are never executed",
+    "single document": "keep one recipe in a file, or put the recipe between two `---` lines at the start",
+    "'\\t'": "indent with spaces",
+    "": "mend the YAML there; arguments are indented below their `- !Modifier`",
+}
+
 
 @dataclass(frozen=True)
 class Tagged:
@@ -52,8 +60,8 @@ def read_document(text: str, overrides: Mapping[str, Any], source: str) -> Any:
     """
     if len(text) > _CHARACTERS:
         raise _too_large(source, f"{len(text):,} characters")
-    loader = _open(text, source)
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
             raise RequestError(f"{source} is empty", fix="write a list of modifiers under `modifiers:`")
@@ -61,12 +69,16 @@ def read_document(text: str, overrides: Mapping[str, Any], source: str) -> Any:
         replaced = list(_replacements(root, overrides))
         loader.replaced = {id(node): value for node, value in replaced}
         return loader.construct_document(root)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        problem = f"character {chr(error.character)!r} is not allowed in YAML"
+        raise RequestError(f"{source}, line {line}: {problem}", fix="remove it, and save as UTF-8 text") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}, line {mark.line + 1}" if mark else source
-        raise RequestError(f"{where}: {error.problem or error.context}", fix=_mend(error)) from error
-    finally:
-        loader.dispose()
+        said = f"{error.problem} {error.context}"
+        fix = next(fix for words, fix in _FIXES.items() if words in said)
+        raise RequestError(f"{where}: {error.problem or error.context}", fix=fix) from error
 
 
 def write_document(document: Mapping[str, Any]) -> str:
@@ -76,36 +88,12 @@ def write_document(document: Mapping[str, Any]) -> str:
     )
 
 
-def _open(text: str, source: str) -> _Loader:
-    try:
-        return _Loader(text)
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise RequestError(
-            f"{source}, line {line}: character {chr(error.character)!r} is not allowed in YAML",
-            fix="remove that character, and save the file as UTF-8 text",
-        ) from error
-
-
 def _too_large(source: str, what: str) -> RequestError:
     return RequestError(
         f"{source} holds {what}; a recipe may hold {_CHARACTERS:,} characters and, aliases expanded, {_NODES:,} values "
         f"nested {_DEPTH} deep",
         fix="give a recipe file; split this one if it really is one",
     )
-
-
-def _mend(error: yaml.MarkedYAMLError) -> str:
-    problem = error.problem or ""
-    if "undefined alias" in problem:
-        return "define the anchor (`name: &name 1`) above its use, or write eval(name)"
-    if "could not determine a constructor" in problem:
-        return "use modifier tags (!Name) only; Python and application tags are never executed"
-    if "single document" in str(error.context):
-        return "keep one recipe in a file, or put the recipe between two `---` lines at the start"
-    if "\\t" in problem or "tab" in problem:
-        return "indent with spaces"
-    return "mend the YAML there; arguments are indented below their `- !Modifier`"
 
 
 class _Loader(yaml.SafeLoader):
@@ -124,7 +112,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.depth += 1
         if self.depth > _DEPTH:
-            raise _refusal(f"values are nested more than {_DEPTH} deep", self.get_mark())  # type: ignore[no-untyped-call]
+            raise _refusal(f"values are nested more than {_DEPTH} deep", self.get_mark())
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -142,7 +130,7 @@ class _Dumper(yaml.SafeDumper):
         first: list(pairs) for first, pairs in yaml.SafeDumper.yaml_implicit_resolvers.items()
     }
 
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+    def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
@@ -161,14 +149,14 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
     return loader.construct_mapping(node, deep=True)
 
 
-def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:  # noqa: ARG001
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     digits = str(node.value).replace("_", "")
     if len(digits) > 300:
         raise _refusal("number has more than 300 digits", node.start_mark)
     return int(digits, 0 if digits.lstrip("+-")[1:2] in ("x", "o", "b") else 10)  # 010 is ten
 
 
-def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:  # noqa: ARG001
+def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
     return float(str(node.value).replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
@@ -225,7 +213,10 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
 
 def _replacements(root: yaml.Node, overrides: Mapping[str, Any]) -> Iterator[tuple[yaml.Node, Any]]:
     """Yield the nodes that overrides replace: variables of the document and of its stages."""
-    for scope in _scopes(root) if overrides else ():
+    if not isinstance(root, yaml.MappingNode) or root.tag.startswith("!"):
+        return
+    stages = [node for key, node in root.value if _holds_groups(node) and "modifiers" not in str(key.value)]
+    for scope in (root, *stages):
         for place, (key, value) in enumerate(scope.value):
             if str(key.value) in overrides and "modifiers" not in key.value:
                 if value.start_mark.index < key.start_mark.index:  # an alias: replace it here, not where it was defined
@@ -234,15 +225,5 @@ def _replacements(root: yaml.Node, overrides: Mapping[str, Any]) -> Iterator[tup
                 yield value, overrides[key.value]
 
 
-def _scopes(node: yaml.Node, is_root: bool = True) -> Iterator[yaml.MappingNode]:
-    """Yield the mappings that may hold variables: the document, and every mapping that holds groups of modifiers."""
-    if isinstance(node, yaml.MappingNode) and not node.tag.startswith("!"):
-        groups = [key for key, _ in node.value if "modifiers" in str(key.value)]
-        if groups or is_root:
-            yield node
-        for key, value in node.value:
-            if key not in groups:
-                yield from _scopes(value, is_root=False)
-    elif isinstance(node, yaml.SequenceNode) and not is_root:
-        for item in node.value:
-            yield from _scopes(item, is_root=False)
+def _holds_groups(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.MappingNode) and any("modifiers" in str(key.value) for key, _ in node.value)

@@ -98,7 +98,7 @@ def check_resumable(folder: RunFolder, request: Mapping[str, Any]) -> None:
 def _safe(name: str) -> str:
     """Make a name fit for a folder, distinct where two names would become one."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
-    return safe if safe == name else f"{safe[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return safe if safe == name and len(safe) <= 60 else f"{safe[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -38,10 +38,10 @@ class Talk:
         self._log(f"warning: {line}")
         print(f"warning: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
-    def event(self, name: str, **facts: Any) -> None:
+    def event(self, event: str, /, **facts: Any) -> None:
         """Record one machine-readable event."""
         if self.logs is not None:
-            row = {"event": name, "at_s": round(time.monotonic() - self.started, 3), **facts}
+            row = {"event": event, "at_s": round(time.monotonic() - self.started, 3), **facts}
             with (self.logs / "events.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 

@@ -1,0 +1,224 @@
+"""Check a plugin against its contracts: the layout of its code, and what every entry's target turns out to be."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from sparsify.contracts import DatasetLoader, Metric, ModelFormat, UseCase
+from sparsify.errors import PluginError, RequestError
+from sparsify.layout import check_package_init, check_plugin_module
+from sparsify.plugins import (
+    DISABLE,
+    Offer,
+    Plugin,
+    Plugins,
+    install_command,
+    load_plugins,
+    load_target,
+    missing,
+    singular,
+)
+
+# what a target has to be: a function of these arguments, or a record of such functions
+FUNCTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "recipe_generators": ("experiment", "description"),
+        "trainers": ("model", "modifiers", "data", "context"),
+        "exporters": ("model",),
+        "runtimes": ("path", "threads"),
+    }
+)
+RECORDS: Mapping[str, tuple[type[Any], Mapping[str, tuple[str, ...]]]] = MappingProxyType(
+    {
+        "use_cases": (UseCase, {"check": ("data", "description"), "readme": ("data", "description")}),
+        "dataset_loaders": (DatasetLoader, {"recognises": ("path",), "load": ("request",)}),
+        "model_loaders": (
+            ModelFormat,
+            {
+                "load": ("path",),
+                "save": ("model", "path"),
+                "describe": ("model",),
+                "compare": ("reference", "candidate", "dataset", "batch_size"),
+            },
+        ),
+        "evaluators": (Metric, {"observe": ("outputs", "targets"), "reduce": ("records",)}),
+    }
+)
+# what an entry has to say besides its name, target and summary
+REQUIRED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "model_loaders": ("accepts",),
+        "exporters": ("accepts", "returns"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Say what is wrong with a plugin, where, and the edit or command that mends it.
+
+    fault is False for what could not be checked here: a library that is not installed, a plugin that is switched off.
+    """
+
+    plugin: str
+    where: str
+    problem: str
+    fix: str
+    fault: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.plugin}: {self.where}: {self.problem} (fix: {self.fix})"
+
+
+def check_plugin(name: str, plugins: Plugins | None = None) -> tuple[Finding, ...]:
+    """Check every plugin of this name or distribution, importing every target; () means that nothing is wrong.
+
+    For a plugin's own tests: `assert check_plugin("my-plugin") == ()`. Raises RequestError where none has the name.
+    """
+    plugins = plugins or load_plugins()
+    return tuple(finding for plugin in named(name, plugins) for finding in _findings(plugin, plugins))
+
+
+def named(name: str, plugins: Plugins) -> tuple[Plugin, ...]:
+    """Return the plugins of this name or distribution; raises RequestError for none."""
+    found = tuple(plugin for plugin in plugins.found if name in (plugin.name, plugin.distribution))
+    if not found:
+        known = [word for plugin in plugins.found for word in (plugin.name, plugin.distribution)]
+        near = get_close_matches(name, known, n=1)
+        raise RequestError(
+            f"there is no plugin '{name}'",
+            fix=f"did you mean '{near[0]}'?" if near else "see `sparsify plugins list`; a plugin has to be installed",
+        )
+    return found
+
+
+def _findings(plugin: Plugin, plugins: Plugins) -> Iterator[Finding]:
+    if plugin.disabled:
+        yield Finding(plugin.name, plugin.module, "is switched off", f"take it out of {DISABLE}", fault=False)
+        return
+    if plugin.error:
+        yield Finding(plugin.name, plugin.module, plugin.error, "mend the module, then run this check again")
+        return
+    yield from _layout(plugin)
+    offers = [Offer(entry, plugin) for entries in plugin.entries.values() for entry in entries]
+    registered = plugins.manager.get_plugin(f"{plugin.distribution}:{plugin.name}")
+    if not offers and not plugins.manager.get_hookcallers(registered):
+        yield Finding(plugin.name, plugin.module, "offers nothing", "mark its functions with @hookimpl, return entries")
+    for catalogue, entries in plugin.entries.items():
+        for entry in entries:
+            yield from _entry(catalogue, Offer(entry, plugin), plugins)
+
+
+def _layout(plugin: Plugin) -> Iterator[Finding]:
+    name = plugin.module.partition(":")[0]
+    rules: tuple[tuple[str, Callable[[str], Iterator[tuple[int, str]]]], ...] = (
+        (name, lambda source: check_plugin_module(source, core=name == "sparsify.plugin")),
+        (name.split(".")[0], check_package_init),
+    )
+    for module, rule in rules:
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if not file or not file.endswith(".py"):
+            continue
+        for line, problem in rule(Path(file).read_text(encoding="utf-8")):
+            yield Finding(plugin.name, f"{module}:{line}", problem, "see docs/reference/hooks.md")
+
+
+def _entry(catalogue: str, offer: Offer, plugins: Plugins) -> Iterator[Finding]:
+    entry, plugin = offer.entry, offer.plugin
+    where = f"{singular(catalogue)} '{entry.name}'"
+    if not entry.summary.strip():
+        yield Finding(plugin.name, where, "has no summary", "say in one line what it does: Entry(summary=…)")
+    for name in (entry.name, *entry.aliases):
+        try:
+            plugins.find(catalogue, name, entry.phase)
+        except PluginError as error:
+            yield Finding(plugin.name, where, error.problem, error.fix)
+    absent = missing(entry)
+    if absent:
+        problem = f"needs {', '.join(absent)}, not installed here, so it was not checked"
+        yield Finding(plugin.name, where, problem, install_command(absent), fault=False)
+        return
+    try:
+        target = load_target(offer)
+    except PluginError as error:
+        yield Finding(plugin.name, where, error.problem.partition(" failed to load ")[2], f"mend {entry.target}")
+        return
+    for problem in _contract(catalogue, target, offer, plugins):
+        yield Finding(plugin.name, where, f"{entry.target} {problem}", f"see {catalogue} in docs/reference/hooks.md")
+
+
+def _contract(catalogue: str, target: Any, offer: Offer, plugins: Plugins) -> Iterator[str]:
+    for name in REQUIRED.get(catalogue, ()):
+        if not getattr(offer.entry, name):
+            yield f"has an entry without '{name}'"
+    if catalogue in FUNCTIONS:
+        yield from _takes(target, *FUNCTIONS[catalogue])
+    elif catalogue in RECORDS:
+        yield from _record(target, *RECORDS[catalogue])
+        if isinstance(target, UseCase):
+            yield from _known("evaluators", "measures", target.metrics, plugins)
+            yield from _known("dataset_loaders", "accepts", offer.entry.accepts, plugins)
+            if offer.entry.metric not in target.metrics[:1]:
+                yield f"decides by {target.metrics[:1]}, but its entry names the metric '{offer.entry.metric}'"
+    elif catalogue == "modifiers":
+        yield from _modifier(target, offer.entry.phase)
+    elif catalogue == "commands":
+        from typer import Typer
+
+        if not isinstance(target, Typer):
+            yield f"is {type(target).__name__}, expected typer.Typer"
+
+
+def _takes(target: Any, *names: str) -> Iterator[str]:
+    """Yield a problem where something is not callable with these positional arguments."""
+    if not callable(target):
+        yield f"is {type(target).__name__}, expected a function of ({', '.join(names)})"
+        return
+    try:
+        signature = inspect.signature(target)
+    except ValueError:
+        return  # a builtin without a signature
+    try:
+        signature.bind(*names)
+    except TypeError:
+        yield f"takes {signature}, expected ({', '.join(names)})"
+
+
+def _record(target: Any, kind: type[Any], functions: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    if not isinstance(target, kind):
+        yield f"is {type(target).__name__}, expected sparsify.{kind.__name__}"
+        return
+    for name, arguments in functions.items():
+        value = getattr(target, name)
+        if value is not None or name != "reduce":  # the one function with a default
+            yield from (f"has a {name} that {problem}" for problem in _takes(value, *arguments))
+
+
+def _known(catalogue: str, verb: str, names: tuple[str, ...], plugins: Plugins) -> Iterator[str]:
+    if isinstance(names, str) or not names:
+        yield f"has {names!r}, expected a tuple of names of {catalogue.replace('_', ' ')}"
+        return
+    known = [word for offer in plugins.offers(catalogue) for word in (offer.entry.name, *offer.entry.aliases)]
+    for name in names:
+        if name not in known:
+            yield f"{verb} '{name}', which no installed plugin offers as a {singular(catalogue)}"
+
+
+def _modifier(target: Any, phase: str) -> Iterator[str]:
+    from pydantic import BaseModel
+
+    if not (isinstance(target, type) and issubclass(target, BaseModel)):
+        yield "is no pydantic model of the modifier's options"
+        return
+    if not target.model_config.get("frozen") or target.model_config.get("extra") != "forbid":
+        yield "is not frozen or takes unknown options; set model_config = ConfigDict(frozen=True, extra='forbid')"
+    if phase == "post-training":
+        applied = _takes(getattr(target, "apply", None), "self", "model", "context")
+        yield from (f"has an apply that {problem}" for problem in applied)

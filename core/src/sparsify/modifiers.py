@@ -1,0 +1,197 @@
+"""Match the steps of a recipe with installed modifiers: resolve them for a run, or explain each in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from sparsify.errors import PluginError, RequestError, SparsifyError
+from sparsify.known_modifiers import REQUIRED, Known, known_modifier, known_names
+from sparsify.plugins import Offer, Plugins, load_target
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from sparsify.recipe import Recipe, Step
+
+_WORDS = {"__ALL__": "every parameter", "__ALL_PRUNABLE__": "every prunable weight", "None": "the default layers"}
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Explain one step: what it does in a sentence, and whether it can run here, else why not."""
+
+    modifier: str
+    group: str
+    fields: Mapping[str, Any]
+    sentence: str
+    runnable: bool
+    why_not: str = ""
+
+
+def resolve_modifiers(recipe: Recipe, plugins: Plugins, kind: str) -> list[tuple[Step, Any]]:
+    """Return each step, its phase decided, with the validated options object of its installed modifier.
+
+    Raises RequestError for a modifier that is unknown, not installed, or of the wrong kind, and for wrong options.
+    """
+    resolved = []
+    for step in recipe.steps:
+        phase = step.phase or _phase(step.name, plugins, kind)
+        if not _offers(plugins, step.name, phase) or (kind == "one-shot" and phase == "training"):
+            raise _not_offered(step, phase, plugins, kind)
+        options = _validate(step, plugins.find("modifiers", step.name, phase))
+        resolved.append((replace(step, phase=phase), options))
+    return resolved
+
+
+def _phase(name: str, plugins: Plugins, kind: str) -> str:
+    """Let the kind decide, and in training kinds take a modifier that exists only after training as it is."""
+    offered = {offer.entry.phase for offer in _offers(plugins, name)}
+    return "post-training" if kind == "one-shot" or offered == {"post-training"} else "training"
+
+
+def check_recipe(recipe: Recipe, plugins: Plugins) -> tuple[Finding, ...]:
+    """Explain every step; raises RequestError for a modifier or field that neither the field nor a plugin knows."""
+    return tuple(_check(step, plugins) for step in recipe.steps)
+
+
+def _offers(plugins: Plugins, name: str, phase: str = "") -> list[Offer]:
+    """Find what is offered under a name, training first."""
+    found = [offer for offer in plugins.offers("modifiers") if offer.entry.name == name]
+    fitting = [offer for offer in found if phase in ("", offer.entry.phase)]
+    return sorted(fitting, key=lambda offer: offer.entry.phase, reverse=True)
+
+
+def _not_offered(step: Step, phase: str, plugins: Plugins, kind: str) -> SparsifyError:
+    known, elsewhere = known_modifier(step.name, phase), _offers(plugins, step.name)
+    installed = plugins.offers("modifiers")
+    where = f"modifier '{step.name}' ({step.group})"
+    if known is None and not elsewhere:
+        return RequestError(
+            f"there is no {where}",
+            fix=_nearest(step.name, sorted(known_names() | {offer.entry.name for offer in installed})),
+        )
+    if kind == "one-shot" and (phase == "training" or elsewhere or (known and known.phase == "training")):
+        fix = "remove it, or `pip install sparsify-torch` and use `sparsify run training-aware`"
+        return RequestError(f"{where} works during training, and one-shot does not train", fix=fix)
+    if elsewhere:
+        fix = "put it into a stage with `run_type: train`, or remove it"
+    elif phase == "training":
+        fix = "pip install sparsify-torch, or remove the modifier from the recipe"
+    else:
+        names = sorted(offer.entry.name for offer in installed if offer.entry.phase == phase)
+        fix = f"remove it, or use one of: {', '.join(names) or 'none is installed'}"
+    return RequestError(f"no installed plugin offers the {phase} {where}", fix=fix)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = get_close_matches(name, list(names), n=1)
+    return f"use '{near[0]}'" if near else f"remove it, or use one of: {', '.join(names) or 'none'}"
+
+
+def _validate(step: Step, offer: Offer) -> Any:
+    from pydantic import ValidationError
+
+    target = load_target(offer)
+    if not hasattr(target, "model_validate"):
+        raise PluginError(
+            f"modifier '{step.name}' of plugin '{offer.plugin.name}' is no pydantic model of its options",
+            fix=f"run `sparsify plugins check {offer.plugin.name}`",
+        )
+    try:
+        return target.model_validate(dict(step.options))
+    except ValidationError as error:
+        raise _wrong_options(step, target, error) from error
+
+
+def _wrong_options(step: Step, target: Any, error: ValidationError) -> RequestError:
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    where = f"modifier '{step.name}' ({step.group})"
+    if first["type"] == "extra_forbidden":
+        return _unknown_field(where, name, target.model_fields, first["input"])
+    if first["type"] == "missing":
+        return RequestError(f"{where} lacks its field '{name}'", fix=f"add `{name}: …` below !{step.name}")
+    message = first["msg"].removeprefix("Value error, ").replace("Input ", "it ", 1)
+    if not name:
+        return RequestError(f"{where}: {message}", fix=f"change its options: {', '.join(step.options)}")
+    return RequestError(f"{where}, field '{name}': {message}; found {first['input']!r}", fix=f"change '{name}'")
+
+
+def _unknown_field(where: str, name: str, fields: Iterable[str], found: object) -> RequestError:
+    return RequestError(f"{where} has no field '{name}' (found {found!r})", fix=_nearest(name, fields))
+
+
+def _check(step: Step, plugins: Plugins) -> Finding:
+    known, offers = known_modifier(step.name, step.phase), _offers(plugins, step.name, step.phase)
+    if known is None and not _offers(plugins, step.name):
+        raise _not_offered(step, step.phase, plugins, "")
+    problems: list[SparsifyError] = []
+    for offer in offers:
+        try:
+            options = _validate(step, offer)
+        except SparsifyError as error:
+            problems.append(error)
+        else:
+            sentence = _sentence(step, offer.entry.phase, offer.entry.summary, options.model_dump())
+            return Finding(step.name, step.group, dict(step.options), sentence, runnable=True)
+    fields = known.fields if known else {}
+    for name in step.options.keys() - fields.keys():  # not of the field's own: meant for a plugin that refuses it
+        for problem in problems:
+            if isinstance(problem, RequestError):
+                raise problem
+        if known:
+            raise _unknown_field(f"modifier '{step.name}' ({step.group})", name, fields, step.options[name])
+    phase = step.phase or (known.phase if known else "")
+    sentence = _sentence(step, phase, offers[0].entry.summary if offers else "", fields)
+    why_not = _why_not(step, known, offers, problems)
+    return Finding(step.name, step.group, dict(step.options), sentence, runnable=False, why_not=why_not)
+
+
+def _why_not(step: Step, known: Known | None, offers: list[Offer], problems: list[SparsifyError]) -> str:
+    trains = step.phase == "training" or (known is not None and known.phase == "training")
+    if trains and not any(offer.entry.phase == "training" for offer in offers):
+        reason = "it works during training, and no installed plugin offers it (pip install sparsify-torch)"
+    else:
+        reason = problems[0].problem if problems else "no installed plugin offers it"
+    required = [name for name, default in known.fields.items() if default == REQUIRED] if known and not offers else []
+    lacking = [name for name in required if name not in step.options]
+    return f"{reason}; it lacks {', '.join(lacking)}" if lacking else reason
+
+
+def _sentence(step: Step, phase: str, summary: str, fields: Mapping[str, Any]) -> str:
+    values = {**fields, **step.options}
+    known = known_modifier(step.name, phase)
+    does = summary
+    if known and (known.phase == phase or not summary) and set(_PLACEHOLDER.findall(known.does)) <= values.keys():
+        does = known.does
+    text = _PLACEHOLDER.sub(lambda found: _say(values.get(found.group(1))), does or "does what its plugin says")
+    return f"{text}, {_when(step, phase, values)}"
+
+
+def _say(value: object) -> str:
+    if isinstance(value, list | tuple) and value:
+        shown = ", ".join(_say(item) for item in value[:2])
+        return shown if len(value) <= 2 else f"{shown} and {len(value) - 2} more"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return _WORDS.get(text, f"names like {text[3:]}" if text.startswith("re:") else text)
+
+
+def _when(step: Step, phase: str, values: Mapping[str, Any]) -> str:
+    start, end = (_first(values, f"{edge}_epoch", edge) for edge in ("start", "end"))
+    given = {"start_epoch", "end_epoch", "start", "end"} & step.options.keys()
+    if not given and (phase == "post-training" or start is None):
+        return "once, on the trained model"
+    begins = "from the start" if start in (None, -1, REQUIRED) else f"from epoch {_say(start)}"
+    ends = "to the end" if end in (None, -1, REQUIRED) else f"to epoch {_say(end)}"
+    every = _first(values, "update_frequency", "update")
+    often = f", every {_say(every)} epochs" if isinstance(every, int | float) and every > 0 else ""
+    return f"{begins} {ends}{often}"
+
+
+def _first(values: Mapping[str, Any], *names: str) -> Any:
+    return next((values[name] for name in names if values.get(name) is not None), None)

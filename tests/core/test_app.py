@@ -1,0 +1,115 @@
+"""The program: names, two-line errors, exit codes, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "PIL", "numpy", "scipy", "pydantic", "rich")
+
+
+def sparsify(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "sparsify", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Return which heavy libraries a fresh process has loaded after a statement."""
+    script = f"import sys\ntry:\n    {statement}\nexcept SystemExit:\n    pass\nsys.stderr.write(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    return set(done.stderr.split()) & set(HEAVY)
+
+
+def test_import_and_help_load_no_heavy_library() -> None:
+    assert loaded_by("import sparsify") == set()
+    assert loaded_by("from sparsify.cli.app import main; main(['--help'])") == set()
+    assert loaded_by("from sparsify.cli.app import main; main(['plugins', 'list', '--json'])") <= {"rich", "pydantic"}
+
+
+def test_help_lists_every_plugins_commands() -> None:
+    done = sparsify("--help")
+    assert done.returncode == 0
+    for command in ("analyze", "benchmark", "demo", "doctor", "eval", "plugins", "recipe", "run", "use-cases"):
+        assert f"\n  {command} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "fix"),
+    [
+        (("rnu",), "there is no command 'rnu'", "did you mean `sparsify run`?"),
+        (("zzz",), "there is no command 'zzz'", "see `sparsify --help`"),
+        (("run", "one-shot", "--optim-levl", "1"), "No such option: --optim-levl", "did you mean --optim-level?"),
+        (("run", "one-shot", "--data"), "Option '--data' requires an argument", "see `sparsify --help`"),
+        (("run", "one-shot", "--data", "d"), "--use-case is missing (command line)", "add --use-case: task name"),
+        (("run", "two-shot"), "No such command 'two-shot'", "see `sparsify run --help`"),
+    ],
+)
+def test_a_mistyped_command_line_is_two_lines_and_exit_2(arguments: tuple[str, ...], error: str, fix: str) -> None:
+    done = sparsify(*arguments)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2
+    assert len(lines) == 2
+    assert lines[0].startswith(f"error: {error}")
+    assert lines[1].startswith(f"fix: {fix}")
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("kind", ["training-aware", "sparse-transfer"])
+def test_kinds_that_do_not_exist_yet_say_so(kind: str) -> None:
+    done = sparsify("run", kind, "--use-case", "ic", "--model", "m.onnx", "--data", "d")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: {kind} does not exist yet in this version",
+        "fix: use `sparsify run one-shot`",
+    ]
+
+
+def test_underscores_and_hyphens_are_equal() -> None:
+    done = sparsify("run", "one_shot", "--use_case", "ic", "--model", "none.onnx", "--data", "d")
+    assert done.stderr.splitlines()[0] == "error: --model: none.onnx does not exist"
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = sparsify("run", "one-shot", "--use-case", "ic", "--model", "none.onnx", "--data", "d", "--debug")
+    assert "Traceback" in done.stderr
+    assert done.returncode == 2
+
+
+def test_use_cases_lists_aliases_metric_and_plugin() -> None:
+    listed = {row["name"]: row for row in json.loads(sparsify("use-cases", "--json").stdout)}
+    assert listed["image-classification"]["installed"]
+    assert "ic" in listed["image-classification"]["aliases"]
+    assert listed["question-answering"] == {
+        "name": "question-answering",
+        "aliases": ["qa", "nlp-question-answering"],
+        "metric": "f1",
+        "plugin": "sparsify-plugin-nlp",
+        "installed": False,
+    }
+
+
+def test_doctor_finds_nothing_wrong_here() -> None:
+    done = sparsify("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert done.returncode == 0
+    assert checks["runtime onnxruntime"] == {"name": "runtime onnxruntime", "found": "installed", "fix": ""}
+    assert sparsify("check_environment", "--json").stdout == done.stdout
+
+
+def test_doctor_names_clashing_packages() -> None:
+    from sparsify.cli.doctor import clash
+
+    found = clash({"onnxruntime", "onnxruntime-gpu", "numpy"})
+    assert found.found == "onnxruntime and onnxruntime-gpu overwrite each other"
+    assert found.fix == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime"
+    assert clash({"onnxruntime"}).fix == ""
+
+
+def test_cpu_without_dot_product_is_told() -> None:
+    from sparsify.cli.doctor import cpu_sentence
+
+    assert "fast INT8" in cpu_sentence(("avx2", "avx512_vnni"))
+    assert "no INT8 dot product" in cpu_sentence(("avx2",))
+    assert "unknown" in cpu_sentence(())
