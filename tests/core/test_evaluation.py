@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class Linear:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         self.rows.append(len(inputs["x"]))
-        scores = (inputs["x"] @ self.weight).astype(self.dtype)
+        scores: Array = (inputs["x"] @ self.weight).astype(self.dtype)
         return {"y": scores.reshape(len(scores), *self.shape) if self.shape else scores}
 
     def close(self) -> None:
@@ -59,7 +59,8 @@ def problem(samples: int, seed: int = 0, classes: int = 6, noise: float = 0.4) -
 
 
 def softmax(scores: Array) -> Array:
-    return np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
+    shares: Array = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
+    return shares
 
 
 def everything(dataset: Dataset, session: Linear) -> tuple[Array, Array]:
@@ -87,16 +88,22 @@ def test_values_and_agreement_equal_direct_numpy(samples: int, size: int, pad: b
 def test_padding_fills_every_batch_and_reaches_no_metric() -> None:
     dataset, session, _ = problem(10)
     seen: list[int] = []
-    metric = Metric("hits", lambda outputs, targets: [seen.append(len(outputs["y"])) or 1.0 for _ in targets])
-    result = evaluate(session, dataset, (metric,), batch_size=4, pad=True)
+
+    def observe(outputs: Mapping[str, Array], targets: Sequence[Any]) -> list[float]:
+        seen.append(len(outputs["y"]))
+        return [1.0] * len(targets)
+
+    result = evaluate(session, dataset, (Metric("hits", observe),), batch_size=4, pad=True)
     assert session.rows == [4, 4, 4]
-    assert seen == [4] * 8 + [2] * 2
+    assert seen == [4, 4, 2]
     assert (result.samples, result.values["hits"]) == (10, 100.0)
 
 
 def test_batch_size_changes_no_value() -> None:
     dataset, session, _ = problem(37)
-    results = [evaluate(session, dataset, (ACCURACY, F1), batch_size=size, pad=pad) for size, pad in ((1, 0), (8, 1))]
+    results = [
+        evaluate(session, dataset, (ACCURACY, F1), batch_size=size, pad=pad) for size, pad in ((1, False), (8, True))
+    ]
     assert results[0].values == results[1].values
     assert results[0].intervals == results[1].intervals
 

@@ -76,7 +76,11 @@ def test_the_other_errors_name_option_and_form() -> None:
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [("- a\n", "holds no mapping"), ("a: [", "cannot be read as YAML"), ("!!python/object:os.system {}", "cannot be read")],
+    [
+        ("- a\n", "holds no mapping"),
+        ("a: [", "cannot be read as YAML"),
+        ("!!python/object:os.system {}", "cannot be read"),
+    ],
 )
 def test_bad_config_files(tmp_path: Path, content: str, why: str) -> None:
     path = tmp_path / "c.yaml"

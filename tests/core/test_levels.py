@@ -68,14 +68,21 @@ def test_any_other_budget_is_refused(text: str) -> None:
         parse_budget(text, agreement=False)
 
 
-@pytest.mark.parametrize(("given_", "pattern"), [("2:4", "2:4"), ("block4", "1x4"), ("4X1", "4x1"), ("unstructured",) * 2])
+@pytest.mark.parametrize(
+    ("given_", "pattern"), [("2:4", "2:4"), ("block4", "1x4"), ("4X1", "4x1"), ("unstructured",) * 2]
+)
 def test_patterns(given_: str, pattern: str) -> None:
     assert parse_structure(given_) == pattern
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("4:4", "keeps every weight"), ("0x4", "no sparsity pattern"), ("dense", "no sparsity pattern"), ("structured", "removes")],
+    [
+        ("4:4", "keeps every weight"),
+        ("0x4", "no sparsity pattern"),
+        ("dense", "no sparsity pattern"),
+        ("structured", "removes"),
+    ],
 )
 def test_impossible_patterns_are_refused(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):

@@ -157,6 +157,6 @@ def test_a_module_that_cannot_be_imported_is_refused() -> None:
 
 @pytest.mark.parametrize("spec", ["score", "module:", ":score"])
 def test_a_spec_without_module_and_name_is_refused(spec: str) -> None:
-    with pytest.raises(RequestError, match="is not of the form package.module:function") as error:
+    with pytest.raises(RequestError, match=r"is not of the form package\.module:function") as error:
         function_metric(spec)
     assert error.value.fix == "write for example my_metrics:score"

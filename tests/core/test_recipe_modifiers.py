@@ -288,6 +288,11 @@ def test_check_knows_the_fields_of_third_parties():
             "modifier 'GMPruningModifier' (modifiers) has no field 'final_sparisty' (found 0.8)",
             "use 'final_sparsity'",
         ),
+        (
+            "!QuantizationModifier {start_epoch: 2, submoduls: [x]}",
+            "modifier 'QuantizationModifier' (modifiers) has no field 'submoduls' (found ['x'])",
+            "use 'submodules'",
+        ),
     ],
 )
 def test_check_refuses_what_nobody_knows(item, problem, fix):

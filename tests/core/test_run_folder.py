@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from sparsify.errors import RequestError
 from sparsify.experiment import Experiment, make_experiment
-from sparsify.run_folder import DiskCheckpoint, RunFolder, check_resumable, plan_folder, write_atomic, write_json, write_yaml
+from sparsify.run_folder import (
+    DiskCheckpoint,
+    RunFolder,
+    check_resumable,
+    plan_folder,
+    write_atomic,
+    write_json,
+    write_yaml,
+)
 
 
 def experiment(**options: object) -> Experiment:

@@ -38,7 +38,7 @@ class Lab:
                 assert lab.live == 1, "a second live session slows the first"
                 lab.log.append(name)
                 self.count = 0
-                self.facts = {**(facts or {}), "opened": len(lab.log)}
+                self.facts: Mapping[str, Any] = {**(facts or {}), "opened": len(lab.log)}
 
             def run(self, inputs: Any) -> dict[str, Any]:
                 lab.clock.now += pace(self.count)
@@ -151,7 +151,7 @@ def test_one_block_bounds_nothing() -> None:
 
 
 def test_gzip_size_is_that_of_gzip(tmp_path: Path) -> None:
-    content = np.random.default_rng(0).integers(0, 9, 3_000_000, dtype=np.uint8).tobytes()
+    content = np.random.default_rng(0).integers(0, 9, 300_000, dtype=np.uint8).tobytes()
     file, other = tmp_path / "a.bin", tmp_path / "b.bin"
     file.write_bytes(content)
     other.write_bytes(b"")

@@ -53,7 +53,9 @@ def test_documented_spellings_resolve(spelling: str, canonical: str) -> None:
     elif KNOWN[canonical].distribution:
         with pytest.raises(MissingLibraryError) as caught:
             resolve_use_case(spelling, PLUGINS, "one-shot")
-        assert caught.value.problem == f"use case '{canonical}' needs {KNOWN[canonical].distribution}, not installed here"
+        assert (
+            caught.value.problem == f"use case '{canonical}' needs {KNOWN[canonical].distribution}, not installed here"
+        )
         assert caught.value.fix.startswith(f"pip install {KNOWN[canonical].distribution};")
     else:
         with pytest.raises(RequestError, match="LLM fine-tuning, which Sparsify does not do"):
@@ -86,7 +88,9 @@ def test_custom_may_reuse_a_known_name() -> None:
 
 
 def test_custom_is_for_one_shot_only() -> None:
-    with pytest.raises(RequestError, match="'weld' is a custom use case, and training-aware has no training loop for it"):
+    with pytest.raises(
+        RequestError, match="'weld' is a custom use case, and training-aware has no training loop for it"
+    ):
         resolve_use_case("weld", PLUGINS, "training-aware")
 
 

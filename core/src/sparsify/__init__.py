@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparsify.api import one_shot, sparse_transfer, training_aware
+    from sparsify.cli.run import show_result
     from sparsify.conformance import check_plugin
     from sparsify.contracts import (
         Checkpoint,
@@ -65,6 +66,7 @@ _HOME = {
     "SparsifyError": "errors",
     "StageError": "errors",
     "UnreadableSample": "errors",
+    "show_result": "cli.run",
     "Experiment": "experiment",
     "Entry": "hooks",
     "hookimpl": "hooks",
@@ -104,6 +106,7 @@ __all__ = [
     "check_plugin",
     "hookimpl",
     "one_shot",
+    "show_result",
     "sparse_transfer",
     "target_sparsity",
     "training_aware",

@@ -99,18 +99,12 @@ def _stack(samples: list[tuple[str, Sample]], rows: int) -> Batch:
 def spool(dataset: Dataset, folder: Path) -> Dataset:
     """Copy a dataset's arrays to disk once, so that layer-by-layer passes do not decode the same files again.
 
-    Targets are dropped. Reads go through `numpy.load` a sample at a time: mapped files would count as resident memory.
+    Targets are dropped. Samples are read one at a time: mapped files would count as resident memory.
     """
-    import numpy as np
+    from sparsify.run_folder import read_arrays, write_arrays
 
-    folder.mkdir(parents=True, exist_ok=True)
     kept: list[str] = []
     for index, (_, sample) in enumerate(dataset.samples()):
-        np.savez(folder / f"{index:06d}.npz", **dict(sample.inputs))
         kept.append(f"{index:06d}")
-
-    def read(key: str) -> Sample:
-        with np.load(folder / f"{key}.npz", allow_pickle=False) as arrays:
-            return Sample({name: arrays[name] for name in arrays.files})
-
-    return Dataset(tuple(kept), read)
+        write_arrays(folder / f"{kept[-1]}.npz", sample.inputs)
+    return Dataset(tuple(kept), lambda key: Sample(read_arrays(folder / f"{key}.npz")))

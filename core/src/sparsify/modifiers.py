@@ -139,17 +139,22 @@ def _check(step: Step, plugins: Plugins) -> Finding:
         else:
             sentence = _sentence(step, offer.entry.phase, offer.entry.summary, options.model_dump())
             return Finding(step.name, step.group, dict(step.options), sentence, runnable=True)
-    fields = known.fields if known else {}
-    for name in step.options.keys() - fields.keys():  # not of the field's own: meant for a plugin that refuses it
-        for problem in problems:
-            if isinstance(problem, RequestError):
-                raise problem
-        if known:
-            raise _unknown_field(f"modifier '{step.name}' ({step.group})", name, fields, step.options[name])
+    fields = {name: None for offer in _offers(plugins, step.name) for name in _fields_of(offer)}
+    fields |= known.fields if known else {}
+    for name, value in step.options.items():
+        if fields and name not in fields:
+            raise _unknown_field(f"modifier '{step.name}' ({step.group})", name, fields, value)
     phase = step.phase or (known.phase if known else "")
     sentence = _sentence(step, phase, offers[0].entry.summary if offers else "", fields)
     why_not = _why_not(step, known, offers, problems)
     return Finding(step.name, step.group, dict(step.options), sentence, runnable=False, why_not=why_not)
+
+
+def _fields_of(offer: Offer) -> Iterable[str]:
+    try:
+        return tuple(getattr(load_target(offer), "model_fields", ()))
+    except SparsifyError:
+        return ()  # why it cannot be loaded is reported with the step
 
 
 def _why_not(step: Step, known: Known | None, offers: list[Offer], problems: list[SparsifyError]) -> str:

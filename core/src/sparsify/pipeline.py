@@ -14,9 +14,10 @@ from sparsify.data import spool
 from sparsify.errors import RequestError
 from sparsify.evaluation import Evaluation, Pair, evaluate, evaluate_pair
 from sparsify.experiment import Experiment
+from sparsify.modifiers import resolve_modifiers
 from sparsify.outcome import build_metrics, exit_code, near_chance
 from sparsify.plugins import Plugins, load_plugins
-from sparsify.recipe import Recipe, dump_recipe, resolve_modifiers
+from sparsify.recipe import Recipe, dump_recipe
 from sparsify.resolve import Plan, request_of, resolve
 from sparsify.run_folder import RunFolder, file_hash, write_atomic, write_json, write_yaml
 from sparsify.splits import Splits, draw_splits
@@ -62,6 +63,7 @@ class Notes:
     lines: list[str] = field(default_factory=list)
 
     def __call__(self, line: str) -> None:
+        """Keep a line and tell it."""
         self.lines.append(line)
         self.talk.say(f"  {line}")
 
@@ -144,9 +146,9 @@ def _held_out(plan: Plan, request: DataRequest, data: Data) -> Data | None:
     from dataclasses import replace
 
     held_out = plan.eval_loader.load(replace(request, path=plan.eval_path))
-    if held_out.labels != data.labels:
+    if held_out.labels != data.labels or held_out.has_targets != data.has_targets:
         raise RequestError(
-            f"--eval-data: {plan.eval_path} has other classes ({len(held_out.labels)}) than --data ({len(data.labels)})",
+            f"--eval-data: {plan.eval_path} has other classes than --data",
             fix="give --class-list FILE with one folder name a line, so that ids agree",
         )
     return held_out
@@ -206,9 +208,8 @@ def apply(plan: Plan, loaded: Loaded, recipe: Recipe, talk: Talk, notes: Notes) 
     """Apply the post-training modifiers one at a time; finished layers survive a kill in the run folder."""
     model = loaded.model
     steps = resolve_modifiers(recipe, plan.plugins, plan.experiment.kind)
-    calibration = spool(loaded.splits.calibration, plan.folder.state / "calibration") if steps else None
+    calibration = spool(loaded.splits.calibration, plan.folder.state / "calibration")
     for index, (step, modifier) in enumerate(steps):
-        assert calibration is not None
         context = Context(
             calibration=calibration,
             selection=loaded.splits.selection,

@@ -39,33 +39,23 @@ class Recipe:
 
 def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe file: .yaml, .yml, .json, or the front matter of .md; raises RequestError."""
-    if path.suffix.lower() not in (".yaml", ".yml", ".json", ".md"):
+    from sparsify.recipe_text import front_matter
+
+    suffix = path.suffix.lower()
+    if suffix not in (".yaml", ".yml", ".json", ".md"):
         raise RequestError(f"recipe {path} is no recipe file", fix="give a .yaml, .yml, .json or .md file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise RequestError(f"recipe {path} is not UTF-8 text: {error.reason}", fix="save it as UTF-8") from error
     except OSError as error:
-        raise RequestError(
-            f"recipe {path} cannot be read: {error.strerror}", fix="give the path of an existing file"
-        ) from error
-    if path.suffix.lower() == ".json":
+        fix = "give the path of an existing file"
+        raise RequestError(f"recipe {path} cannot be read: {error.strerror}", fix=fix) from error
+    if suffix == ".json":
         text = text.replace("\t", " ")  # JSON is YAML but for tabs, and cannot hold one inside a string
-    if path.suffix.lower() == ".md":
-        text = _front_matter(text, str(path))
+    if suffix == ".md":
+        text = front_matter(text, str(path))
     return parse_recipe(text, overrides, source=str(path))
-
-
-def _front_matter(text: str, source: str) -> str:
-    from sparsify.recipe_text import front_matter
-
-    found = front_matter(text)
-    if found is None:
-        raise RequestError(
-            f"{source} has no front matter, a block between two lines of ---",
-            fix="put the recipe between two lines of --- , or into a .yaml file",
-        )
-    return found
 
 
 def parse_recipe(text: str, overrides: Mapping[str, Any] | None = None, source: str = "recipe") -> Recipe:

@@ -41,10 +41,13 @@ class Tagged:
     options: Mapping[Any, Any]
 
 
-def front_matter(text: str) -> str | None:
-    """Return the block between the first two lines of `---` or `+++`, wherever they stand, or None."""
+def front_matter(text: str, source: str) -> str:
+    """Return the block between the first two lines of `---` or `+++`, wherever they stand; raises RequestError."""
     found = _FRONT_MATTER.search(text)
-    return found.group(1) if found else None
+    if found is None:
+        fix = "put the recipe between two lines of --- , or into a .yaml file"
+        raise RequestError(f"{source} has no front matter, a block between two lines of ---", fix=fix)
+    return found.group(1)
 
 
 def strip_front_matter(text: str) -> str:

@@ -158,7 +158,8 @@ def _recipe(experiment: Experiment, plugins: Plugins) -> Recipe | None:
         if experiment.recipe_args:
             raise RequestError("--recipe-args has no effect without --recipe", fix="add --recipe FILE, or leave it out")
         return None
-    from sparsify.recipe import load_recipe, resolve_modifiers
+    from sparsify.modifiers import resolve_modifiers
+    from sparsify.recipe import load_recipe
 
     recipe = load_recipe(existing(experiment.recipe, "--recipe"), experiment.recipe_args)
     resolve_modifiers(recipe, plugins, experiment.kind)

@@ -19,8 +19,10 @@ from sparsify.errors import RequestError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from sparsify.contracts import Arrays
     from sparsify.experiment import Experiment
 
+PREFIX = "array "
 STATE = ".state"  # unfinished work; removed when the run is done
 
 
@@ -138,27 +140,32 @@ class DiskCheckpoint:
 
     def load(self, name: str) -> dict[str, NDArray[Any]] | None:
         """Return the arrays saved under `name`, or None."""
-        import numpy as np
-
         path = self.folder / f"{_safe(name)}.npz"
-        if not path.is_file():
-            return None
-        with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
+        return read_arrays(path) if path.is_file() else None
 
-    def save(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def save(self, name: str, arrays: Arrays) -> None:
         """Write arrays atomically under `name`."""
-        import io
+        write_arrays(self.folder / f"{_safe(name)}.npz", arrays)
 
-        import numpy as np
 
-        buffer = io.BytesIO()
-        np.savez(buffer, **dict(arrays))
-        write_atomic(self.folder / f"{_safe(name)}.npz", buffer.getvalue())
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write named arrays to an NPZ file atomically; names are prefixed, for `numpy.savez` keeps some to itself."""
+    import io
 
-    def clear(self) -> None:
-        """Forget everything."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    import numpy as np
+
+    buffer = io.BytesIO()
+    prefixed: Any = {f"{PREFIX}{name}": array for name, array in arrays.items()}
+    np.savez(buffer, **prefixed)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read what `write_arrays` wrote."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name.removeprefix(PREFIX): arrays[name] for name in arrays.files}
 
 
 def file_hash(path: Path) -> str:

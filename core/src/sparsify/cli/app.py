@@ -32,11 +32,11 @@ class CommandGroup(TyperGroup):
         )
         self.plugins = plugins
 
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer's signature
+    def list_commands(self, ctx: Any) -> list[str]:
         """List the commands of all plugins."""
         return [offer.entry.name for offer in self.plugins.offers("commands")]
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - typer's signature
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import one command."""
         name = cmd_name.replace("_", "-")
         known = [word for offer in self.plugins.offers("commands") for word in (offer.entry.name, *offer.entry.aliases)]
@@ -48,7 +48,7 @@ class CommandGroup(TyperGroup):
         command.name = name
         return command
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - typer's signature
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the list of commands from the entries alone, so that --help imports none of them."""
         with formatter.section("Commands"):
             formatter.write_dl([(offer.entry.name, offer.entry.summary) for offer in self.plugins.offers("commands")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,21 +39,7 @@ def row(plugin: Plugin) -> dict[str, Any]:
         "state": "broken" if plugin.error else "disabled" if plugin.disabled else "ok",
         "error": plugin.error,
         "entries": {
-            catalogue: [
-                {
-                    "name": entry.name,
-                    "aliases": list(entry.aliases),
-                    "summary": entry.summary,
-                    "target": entry.target,
-                    "accepts": list(entry.accepts),
-                    "returns": entry.returns,
-                    "metric": entry.metric,
-                    "phase": entry.phase,
-                    "requires": list(entry.requires),
-                    "missing": list(missing(entry)),
-                }
-                for entry in entries
-            ]
+            catalogue: [asdict(entry) | {"missing": missing(entry)} for entry in entries]
             for catalogue, entries in plugin.entries.items()
         },
     }
@@ -104,17 +91,9 @@ def info(name: Annotated[str, typer.Argument(help="plugin or distribution")], as
 
 def _show_entry(kind: str, entry: dict[str, Any]) -> None:
     typer.echo(f"\n  {kind} {entry['name']}: {entry['summary']}")
-    facts = {
-        "aliases": ", ".join(entry["aliases"]),
-        "target": entry["target"],
-        "accepts": ", ".join(entry["accepts"]),
-        "returns": entry["returns"],
-        "metric": entry["metric"],
-        "phase": entry["phase"],
-        "requires": ", ".join(entry["requires"]),
-        "missing": ", ".join(entry["missing"]),
-        "install": install_command(entry["missing"]) if entry["missing"] else "",
-    }
+    shown = ("aliases", "target", "accepts", "returns", "metric", "phase", "requires", "missing")
+    facts = {label: entry[label] if isinstance(entry[label], str) else ", ".join(entry[label]) for label in shown}
+    facts["install"] = install_command(entry["missing"]) if entry["missing"] else ""
     for label, value in facts.items():
         if value:
             typer.secho(f"    {label:9}{value}", fg="red" if label == "missing" else None)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from sparsify.modifiers import Finding
     from sparsify.recipe import Recipe
 
 app = typer.Typer(help="Read, check and generate recipes.", no_args_is_help=True)
@@ -46,17 +45,12 @@ def check(
         typer.echo(json.dumps({"notes": recipe.notes, "steps": steps}, indent=2, ensure_ascii=False, default=str))
         return
     for number, finding in enumerate(findings, start=1):
-        typer.echo(_explain(number, finding))
+        typer.echo(f"{number}. {finding.modifier} ({finding.group}): {finding.sentence}.")
+        if not finding.runnable:
+            typer.echo(f"   cannot run here: {finding.why_not}")
     stuck = sum(not finding.runnable for finding in findings)
     count = f"{len(findings)} step{'s' if len(findings) != 1 else ''}"
     typer.echo(f"{count}, all known; {f'{stuck} cannot run here' if stuck else 'all can run here'}")
-
-
-def _explain(number: int, finding: Finding) -> str:
-    lines = [f"{number}. {finding.modifier} ({finding.group}): {finding.sentence}."]
-    if not finding.runnable:
-        lines.append(f"   cannot run here: {finding.why_not}")
-    return "\n".join(lines)
 
 
 @app.command()
@@ -81,8 +75,7 @@ def write(
     generate = plugins.load("recipe_generators", experiment.kind)
     recipe = generate(experiment, adapter.describe(adapter.load(path)))
     text = dump_recipe(recipe, f"one-shot, {path.name}, optim-level {experiment.optim_level:g}")
-    for note in recipe.notes:
-        typer.echo(f"note: {note}", err=True)
+    _say(recipe.notes)
     if output is None:
         typer.echo(text, nl=False)
         return
@@ -90,30 +83,31 @@ def write(
         with output.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise RequestError(
-            f"--output: {output} cannot be written: {error.strerror}", fix="give a new file in an existing folder"
-        ) from error
+        fix = "give a new file in an existing folder"
+        raise RequestError(f"--output: {output} cannot be written: {error.strerror}", fix=fix) from error
 
 
 def _load(file: Path, recipe_args: str | None) -> Recipe:
     from sparsify.recipe import load_recipe
 
-    recipe = load_recipe(file, parse_recipe_args(recipe_args))
-    for note in recipe.notes:
-        typer.echo(f"note: {note}", err=True)
+    recipe = load_recipe(file, _overrides(recipe_args))
+    _say(recipe.notes)
     return recipe
 
 
-def parse_recipe_args(text: str | None) -> dict[str, Any]:
-    """Read `--recipe-args`: a JSON object; raises RequestError."""
+def _say(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _overrides(text: str | None) -> dict[str, Any]:
     from sparsify.errors import RequestError
 
     try:
-        value = json.loads(text) if text else {}
-    except json.JSONDecodeError as error:
-        value = error.msg
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        value = None
     if not isinstance(value, dict):
-        raise RequestError(
-            f"--recipe-args is no JSON object: {text}", fix="""write --recipe-args '{"num_epochs": 5}'"""
-        )
+        fix = """write --recipe-args '{"num_epochs": 5}'"""
+        raise RequestError(f"--recipe-args is no JSON object: {text}", fix=fix)
     return value

@@ -76,11 +76,11 @@ def run_command(kind: str, given: Mapping[str, Any]) -> None:
         typer.echo(json.dumps({**experiment.model_dump(mode="json"), "resolved": plan.summary()}, indent=2))
         return
     result = run(experiment, plugins, Talk(quiet=given["quiet"]), resume=given["resume"])
-    show(result.metrics, as_json=given["json"], quiet=given["quiet"])
+    show_result(result.metrics, as_json=given["json"], quiet=given["quiet"])
     raise typer.Exit(result.exit_code)
 
 
-def show(metrics: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
+def show_result(metrics: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
     """Print the outcome: metrics.json on stdout, or the table."""
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
