@@ -6,6 +6,7 @@ on. The graph is written node by node, so that the layers have names a report ca
 nothing of the training machine is in the file.
 """
 
+# ruff: noqa: T201, TID253 - a script, run by hand
 from __future__ import annotations
 
 from pathlib import Path
@@ -19,12 +20,12 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-HERE = Path(__file__).resolve().parent / "src" / "sparsify_image_classification" / "demo"
+HERE = Path(__file__).resolve().parent / "src" / "sparsify_image_classification" / "digits"
 SEED = 0
-WIDTHS = (64, 64, 128, 128)  # 261,000 parameters: narrower nets gain too little from INT8 to outweigh its overhead
+WIDTHS = (64, 64, 128, 128)  # 260,000 parameters: narrower nets gain too little from INT8 to outweigh its overhead
 EPOCHS = 60
 BATCH = 64
-MEAN, STD = 0.3056, 0.3760  # of the train part, pixels in 0..1; `demo/preprocess.json` has the same
+MEAN, STD = 0.3056, 0.3760  # of the train part, pixels in 0..1; `demo.py` has the same
 
 
 def main() -> None:
@@ -104,9 +105,7 @@ def to_onnx(network: nn.Sequential) -> onnx.ModelProto:
         name = f"conv{index + 1}"
         constants += [constant(f"{name}.weight", folded.weight), constant(f"{name}.bias", folded.bias)]
         read = [tensor, f"{name}.weight", f"{name}.bias"]
-        nodes.append(
-            helper.make_node("Conv", read, [f"{name}_out"], name, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
-        )
+        nodes.append(helper.make_node("Conv", read, [f"{name}_out"], name, kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
         tensor = f"relu{index + 1}_out"
         nodes.append(helper.make_node("Relu", [f"{name}_out"], [tensor], f"relu{index + 1}"))
     constants += [constant("fc.weight", network[-1].weight), constant("fc.bias", network[-1].bias)]

@@ -165,8 +165,8 @@ def _contract(catalogue: str, target: Any, offer: Offer, plugins: Plugins) -> It
         if isinstance(target, UseCase):
             yield from _known("evaluators", "measures", target.metrics, plugins)
             yield from _known("dataset_loaders", "accepts", offer.entry.accepts, plugins)
-            if offer.entry.metric not in target.metrics[:1]:
-                yield f"decides by {target.metrics[:1]}, but its entry names the metric '{offer.entry.metric}'"
+            if offer.entry.metric != next(iter(target.metrics), ""):
+                yield f"decides by another metric than its entry, which names '{offer.entry.metric}'"
     elif catalogue == "modifiers":
         yield from _modifier(target, offer.entry.phase)
     elif catalogue == "commands":
@@ -198,7 +198,7 @@ def _record(target: Any, kind: type[Any], functions: Mapping[str, tuple[str, ...
     for name, arguments in functions.items():
         value = getattr(target, name)
         if value is not None or name != "reduce":  # the one function with a default
-            yield from (f"has a {name} that {problem}" for problem in _takes(value, *arguments))
+            yield from (f"has a function {name} that {problem}" for problem in _takes(value, *arguments))
 
 
 def _known(catalogue: str, verb: str, names: tuple[str, ...], plugins: Plugins) -> Iterator[str]:
@@ -208,7 +208,7 @@ def _known(catalogue: str, verb: str, names: tuple[str, ...], plugins: Plugins) 
     known = [word for offer in plugins.offers(catalogue) for word in (offer.entry.name, *offer.entry.aliases)]
     for name in names:
         if name not in known:
-            yield f"{verb} '{name}', which no installed plugin offers as a {singular(catalogue)}"
+            yield f"{verb} the {singular(catalogue)} '{name}', which no installed plugin offers"
 
 
 def _modifier(target: Any, phase: str) -> Iterator[str]:
@@ -221,4 +221,4 @@ def _modifier(target: Any, phase: str) -> Iterator[str]:
         yield "is not frozen or takes unknown options; set model_config = ConfigDict(frozen=True, extra='forbid')"
     if phase == "post-training":
         applied = _takes(getattr(target, "apply", None), "self", "model", "context")
-        yield from (f"has an apply that {problem}" for problem in applied)
+        yield from (f"has a function apply that {problem}" for problem in applied)

@@ -180,8 +180,6 @@ def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> Ev
         )  # fmt: skip
     finally:
         session.close()
-    if loaded.data.preprocess is not None:
-        notes(f"preprocessing: {loaded.data.preprocess}")
     shown = ", ".join(f"{name} {value:.2f}" for name, value in baseline.values.items()) or "no labels"
     notes(f"baseline on {baseline.samples} test samples: {shown}")
     for key, why in loaded.splits.test.unreadable.items():

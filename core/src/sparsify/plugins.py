@@ -77,7 +77,8 @@ class Plugins:
         names = [offer.entry.name for offer in self.offers(catalogue)]
         aliases = [alias for offer in self.offers(catalogue) for alias in offer.entry.aliases]
         near = get_close_matches(name, (*names, *aliases), n=1)
-        hint = f"use '{near[0]}'" if near else f"use one of: {', '.join(names) or 'none installed'}"
+        hint = f"use one of: {', '.join(names)}" if names else "install a plugin that offers one"
+        hint = f"use '{near[0]}'" if near else hint
         broken = [plugin.name for plugin in self.found if plugin.error]
         if broken:
             hint += f"; or mend the broken plugin {', '.join(broken)} (see `sparsify plugins list`)"

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 DASH = "–"
+LAYER_HEADINGS = ("layer", "op", "shape", "sparsity", "precision", "SQNR dB", "drop if alone", "kept as it was")
+STAGE_HEADINGS = ("stage", "seconds", "peak memory MB")
 # verdict: tone, title, explanation
 VERDICTS: Mapping[str, tuple[str, str, str]] = {
     "met": ("good", "Within budget", "Verified on held-out samples, timed, and ready to deploy."),
-    "unbounded": ("good", "Verified, no budget", "Verified on held-out samples and timed; no budget was set to judge by."),
+    "unbounded": (
+        "good",
+        "Verified, no budget",
+        "Verified on held-out samples and timed; no budget was set to judge by.",
+    ),
     "baseline": ("calm", "Baseline", "Nothing was changed; these are the original model's own figures."),
     "missed": ("bad", "Over budget", "The best artefact found loses more than the budget allows."),
     "slower": ("bad", "Slower", "The artefact is slower than the best float configuration on the deciding runtime."),
@@ -123,7 +129,8 @@ def budget_text(metrics: Mapping[str, Any]) -> str:
     points, given = dig(metrics, "budget", "points"), dig(metrics, "budget", "given")
     if points is None:
         return "no budget"
-    return f"budget {number(points, '.3g')} points" + (f" ({given})" if given else "")
+    said = f", {given}" if given and given != number(points, "g") else ""
+    return f"budget {number(points, '.3g')} points{said}"
 
 
 def rows(metrics: Mapping[str, Any]) -> list[Row]:
@@ -203,5 +210,40 @@ def summary(metrics: Mapping[str, Any]) -> str:
     name = deciding_metric(metrics)
     if name is not None:
         before, after = (number(dig(metrics, side, "metrics", name)) for side in ("baseline", "optimized"))
-        parts.append(f"{name} {before} → {after} ({number(change(metrics, name)[0], '+.2f')}, {budget_text(metrics)})")
+        parts.append(f"{name} {before} → {after} ({number(change(metrics, name)[0], '+.2f')}; {budget_text(metrics)})")
     return ", ".join(part for part in parts if not part.startswith(DASH))
+
+
+def layer_cells(layer: Mapping[str, Any]) -> tuple[str, ...]:
+    """Write one layer as cells."""
+    return (
+        str(dig(layer, "name") or DASH),
+        str(dig(layer, "op") or DASH),
+        "×".join(map(str, dig(layer, "shape") or ())) or DASH,
+        percent(dig(layer, "sparsity")),
+        str(dig(layer, "precision") or DASH),
+        number(dig(layer, "sqnr_db"), ".1f"),
+        number(dig(layer, "drop_if_alone"), ".2f"),
+        ", ".join(str(why) for key in ("kept_dense", "kept_float") if (why := dig(layer, key))),
+    )
+
+
+def stage_cells(stage: Mapping[str, Any]) -> tuple[str, ...]:
+    """Write one stage as cells."""
+    return (
+        str(dig(stage, "name") or DASH),
+        number(dig(stage, "seconds"), ".2f"),
+        number(dig(stage, "peak_rss_mb"), ".0f"),
+    )
+
+
+def particulars(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List samples, environment and files as names and values."""
+    found = [(f"{name} samples", str(count)) for name, count in (dig(metrics, "samples") or {}).items()]
+    for name, value in (dig(metrics, "environment") or {}).items():
+        pairs = value.items() if isinstance(value, Mapping) else [(name, value)]
+        found += [(str(key), DASH if one is None else str(one)) for key, one in pairs]
+    unreadable = metrics.get("unreadable") or {}
+    if unreadable:
+        found.append(("unreadable samples, skipped", ", ".join(map(str, unreadable))))
+    return found + [(str(name), str(path)) for name, path in (dig(metrics, "files") or {}).items()]

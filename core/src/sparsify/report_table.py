@@ -42,6 +42,6 @@ def _lines(metrics: Mapping[str, Any]) -> list[RenderableType]:
         lines.append(Text(f"fix: {metrics['fix']}"))
     files = metrics.get("files") or {}
     width = max((len(name) for name in files), default=0)
-    lines += [Text(f"{name:{width}}  {path}", no_wrap=True, overflow="fold") for name, path in files.items()]
+    lines += [Text(f"{name:{width}}  {path}", overflow="fold") for name, path in files.items()]
     samples = ", ".join(f"{count} {name}" for name, count in (dig(metrics, "samples") or {}).items())
     return [*lines, Text(f"samples: {samples}", style="dim")] if samples else [*lines]

@@ -26,10 +26,11 @@ WARM_UP_RUNS = 3  # the first runs allocate memory and wake threads
 
 @dataclass(frozen=True)
 class Candidate:
-    """Name a model and how to open it; `open` is called once a block."""
+    """Name a model and how to open it; `open` is called once a block, `inputs` replace the common ones."""
 
     name: str
     open: Callable[[], Session]
+    inputs: Arrays | None = None
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ def time_interleaved(
             first = block % len(candidates)
             for candidate in (*candidates[first:], *candidates[:first]):
                 session = candidate.open()
+                own = inputs if candidate.inputs is None else candidate.inputs
                 try:
-                    _run_for(session, inputs, WARM_UP * min_seconds, WARM_UP_RUNS)
-                    runs[candidate.name].append(_run_for(session, inputs, min_seconds, BLOCK_RUNS))
+                    _run_for(session, own, WARM_UP * min_seconds, WARM_UP_RUNS)
+                    runs[candidate.name].append(_run_for(session, own, min_seconds, BLOCK_RUNS))
                     facts[candidate.name] = dict(session.facts)
                 finally:
                     session.close()

@@ -21,13 +21,12 @@ def from_huggingface(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     try:
         return {"schema": 1, **_geometry(config), **_numbers(config)}
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise RequestError(
-            f"{path} cannot be mapped: {type(error).__name__}: {error}", fix=_write_own(path)
-        ) from None
+        raise RequestError(f"{path} cannot be mapped: {type(error).__name__}: {error}", fix=_write_own(path)) from None
 
 
 def _write_own(path: Path) -> str:
-    return f"write {path.with_name('preprocess.json')} (see the how-to on preprocessing), or use --preprocess"
+    own = path.with_name("preprocess.json")
+    return f"write {own} with resize, crop, interpolation, divide_by, mean and std, or use --preprocess"
 
 
 def _geometry(config: Mapping[str, Any]) -> dict[str, Any]:

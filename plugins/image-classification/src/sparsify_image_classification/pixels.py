@@ -1,4 +1,4 @@
-"""Turn an image into a model's input. The whole module is copied into deployment/README.md, so it imports no Sparsify."""
+"""Turn an image into a model's input. The functions are copied into deployment/README.md, so they need no Sparsify."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def preprocess(description: Mapping[str, Any], image: Image.Image) -> NDArray[An
     pixels = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1)
     if description["color"] == "BGR":
         pixels = pixels[:, :, ::-1]
-    mean, std = np.float32(description["mean"]), np.float32(description["std"])
+    mean, std = (np.array(description[name], dtype=np.float32) for name in ("mean", "std"))
     pixels = (pixels / np.float32(description["divide_by"]) - mean) / std
     if description["layout"] == "NCHW":
         pixels = pixels.transpose(2, 0, 1)

@@ -14,7 +14,7 @@ from sparsify import RequestError, TensorSpec
 
 from sparsify_image_classification.huggingface import from_huggingface
 
-Side = Annotated[int, Field(gt=0, le=16384)]
+Side = Annotated[int, Field(gt=0, le=16384, strict=True)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 PLAIN_RESIZE = 64  # inputs up to this size are resized to it as they are, larger ones are cut out of the middle
 CROP_SHARE = 224 / 256

@@ -1,0 +1,40 @@
+"""Image classification: image folders, preprocessing as data, the bundled digits."""
+
+from __future__ import annotations
+
+from sparsify import Entry, hookimpl
+
+
+@hookimpl
+def use_cases() -> tuple[Entry, ...]:
+    return (
+        Entry(
+            name="image-classification",
+            target="sparsify_image_classification.use_case:USE_CASE",
+            summary="one label an image, from a folder of images by class",
+            accepts=("imagefolder", "npz"),
+            metric="accuracy",
+        ),
+    )
+
+
+@hookimpl
+def dataset_loaders() -> tuple[Entry, ...]:
+    return (
+        Entry(
+            name="imagefolder",
+            target="sparsify_image_classification.imagefolder:LOADER",
+            summary="folders of images by class, with or without train/ and val/",
+        ),
+    )
+
+
+@hookimpl
+def commands() -> tuple[Entry, ...]:
+    return (
+        Entry(
+            name="demo",
+            target="sparsify_image_classification.demo:app",
+            summary="run one-shot on the bundled digits: no network, no data of your own",
+        ),
+    )

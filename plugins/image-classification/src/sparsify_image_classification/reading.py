@@ -1,0 +1,67 @@
+"""Read one image file into a sample; whatever is wrong with the file is an UnreadableSample that names it."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from sparsify import Sample, UnreadableSample
+
+from sparsify_image_classification.pixels import preprocess
+
+# PIL hands EPS to Ghostscript, a program that runs what is in the file; the others it can only identify, not decode
+REFUSED = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
+# what PIL's decoders raise on broken files, found by feeding them damaged ones (tests/image_classification)
+BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,  # a damaged length field asks for more than there is
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Read the image of a key below `root` as the input called `name`; targets are class ids by key."""
+
+    root: Path
+    name: str
+    description: Mapping[str, Any]
+    targets: Mapping[str, int]
+
+    def __call__(self, key: str) -> Sample:
+        """Read one sample; raises UnreadableSample."""
+        path = self.root / key
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PIL warns of odd metadata, a line an image
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path, formats=_formats()) as image:
+                    tensor = preprocess(self.description, image)
+        except BROKEN as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UnreadableSample(
+                f"{path} cannot be read as an image: {reason}", fix="repair or remove the file"
+            ) from error
+        return Sample({self.name: tensor}, self.targets[key])
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name not in REFUSED]
