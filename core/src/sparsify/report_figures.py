@@ -129,8 +129,8 @@ def budget_text(metrics: Mapping[str, Any]) -> str:
     points, given = dig(metrics, "budget", "points"), dig(metrics, "budget", "given")
     if points is None:
         return "no budget"
-    said = f", {given}" if given and given != number(points, "g") else ""
-    return f"budget {number(points, '.3g')} points{said}"
+    spoken = given and not str(given).replace(".", "", 1).isdigit()  # a plain number only repeats the points
+    return f"budget {number(points)} points" + (f", {given}" if spoken else "")
 
 
 def rows(metrics: Mapping[str, Any]) -> list[Row]:

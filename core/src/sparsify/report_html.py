@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -114,7 +114,7 @@ def _card(figure: str, label: str, detail: str, small: str) -> str:
 
 
 def _bars(metrics: Mapping[str, Any]) -> str:
-    pairs = [
+    pairs: list[tuple[str, list[Any], Callable[[Any], str]]] = [
         (label, [dig(metrics, side, key) for side in ("baseline", "optimized")], size)
         for label, key in (("file size", "bytes"), ("compressed (gzip -9)", "compressed_bytes"))
     ]

@@ -153,7 +153,10 @@ def _fixed_batch(contender: Contender) -> int | None:
 
 
 def random_inputs(contender: Contender, shapes: Mapping[str, tuple[int, ...]], batch: int, seed: int = 0) -> Arrays:
-    """Draw inputs: normal floats, and integers of 0 and 1, which are valid ids of any vocabulary. Raises RequestError."""
+    """Draw normal floats, and integers of 0 and 1, which are valid ids of any vocabulary.
+
+    Raises RequestError for a batch size or a shape that the model does not take.
+    """
     import numpy as np
 
     fixed = _fixed_batch(contender)
@@ -175,6 +178,11 @@ def random_inputs(contender: Contender, shapes: Mapping[str, tuple[int, ...]], b
 
 def _concrete(contender: Contender, spec: TensorSpec, given: tuple[int, ...] | None, batch: int) -> tuple[int, ...]:
     free = [axis for axis, length in enumerate(spec.shape) if not isinstance(length, int)]
+    if given and any(axis not in free and given[axis] != length for axis, length in enumerate(spec.shape)):
+        raise RequestError(
+            f"--input-shape: input '{spec.name}' of {contender.model} is {_said(spec.shape)}, not {_said(given)}",
+            fix="keep the axes that the model fixes",
+        )
     shape = [given[axis] if given and axis in free else length for axis, length in enumerate(spec.shape)]
     if 0 in free:
         shape[0] = batch
@@ -233,33 +241,44 @@ def _result(contender: Contender, timing: Timing, first: Timing) -> dict[str, An
 
 
 def show(results: Sequence[Mapping[str, Any]]) -> None:
-    """Print the results as a table on stdout."""
+    """Print the results as a table on stdout; what all of them share stands above it."""
     import sys
 
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from sparsify.report_figures import threads
+
+    cells = [_cells(row, {str(one["model"]) for one in results}) for row in results]
+    shared = [name for name in ("runtime", "batch") if len({line[name] for line in cells}) == 1]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in cells[0]:
+        if heading not in shared:
+            table.add_column(heading, overflow="fold")
+    for line in cells:
+        table.add_row(*(Text(cell) for name, cell in line.items() if name not in shared))
+    # a pipe has no width of its own, and a wrapped table is hard to read by a program
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    console.print(Text(", ".join([*(f"{name} {cells[0][name]}" for name in shared), threads(results[0]["threads"])])))
+    console.print(table)
+
+
+def _cells(row: Mapping[str, Any], models: set[str]) -> dict[str, str]:
     from sparsify.report_figures import DASH, milliseconds, number
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("model", "runtime", "batch"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("p50", "p95", "items/s", "precision", "INT8 nodes", "against the first"):
-        table.add_column(heading)
-    for row in results:
-        table.add_row(
-            Text(row["model"]),
-            Text(row["runtime"]),
-            number(row["batch"], "d"),
-            milliseconds(row["p50_ms"]),
-            milliseconds(row["p95_ms"]),
-            number(row["throughput"], ".4g"),
-            Text(str(row["precision"] or DASH)),
-            number(row["int8_executed"], "d"),
-            _against(row["time_ratio"]),
-        )
-    Console(file=sys.stdout).print(table)
+    distinct = len({Path(model).name for model in models}) == len(models)
+    return {
+        "model": Path(row["model"]).name if distinct else str(row["model"]),
+        "runtime": str(row["runtime"]),
+        "batch": number(row["batch"], "d"),
+        "p50": milliseconds(row["p50_ms"]),
+        "p95": milliseconds(row["p95_ms"]),
+        "items/s": number(row["throughput"], ",.1f"),
+        "precision": str(row["precision"] or DASH),
+        "INT8 nodes": number(row["int8_executed"], "d"),
+        "against the first": _against(row["time_ratio"]),
+    }
 
 
 def _against(ratio: Mapping[str, float] | None) -> str:

@@ -1,0 +1,273 @@
+"""`sparsify benchmark` through real plugin loading, with a runtime of NumPy written for the test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sparsify.cli.benchmark import Contender, app, natural_batch, parse_shape, random_inputs
+from sparsify.contracts import TensorSpec
+from sparsify.errors import ExitCode, MissingLibraryError, RequestError
+from sparsify.plugins import load_plugins
+from typer.testing import CliRunner
+
+PLUGIN = """
+import json
+from types import SimpleNamespace
+import numpy as np
+from sparsify import Entry, Description, Model, ModelFormat, TensorSpec, hookimpl
+
+@hookimpl
+def runtimes():
+    return [
+        Entry("slow", "{name}:open_slow", "as it is"),
+        Entry("silent", "{name}:open_silent", "tells no inputs"),
+        Entry("absent", "{name}:open_slow", "lacks a library", requires=("no_such_library",)),
+    ]
+
+@hookimpl
+def model_loaders():
+    return [Entry("numbers", "{name}:FORMAT", "JSON", accepts=(".json",))]
+
+class Session:
+    def __init__(self, path, told):
+        self.facts = {{"precision": "float32", "int8_executed": None}}
+        self.specs = specs(path)
+        if told:
+            self.facts["inputs"] = self.specs
+
+    def run(self, inputs):
+        assert {{spec.name for spec in self.specs}} == set(inputs)
+        for spec in self.specs:
+            assert str(inputs[spec.name].dtype) == spec.dtype
+        SHAPES.append({{name: array.shape for name, array in inputs.items()}})
+        return {{}}
+
+    def close(self):
+        pass
+
+SHAPES = []
+
+def specs(path):
+    rows = json.loads(path.read_text())
+    return tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in rows)
+
+def open_slow(path, threads):
+    return Session(path, True)
+
+def open_silent(path, threads):
+    return Session(path, False)
+
+FORMAT = ModelFormat(
+    load=lambda path: Model("numbers", path),
+    save=None,
+    describe=lambda model: Description(specs(model.value), (), (), 0, 0, 0),
+    compare=None,
+)
+"""
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Callable[..., str]:
+    def write(*rows: Any, name: str = "a.json") -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    name = f"bench_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(PLUGIN.format(name=name))
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins = load_plugins([EntryPoint("bench", name, "sparsify")])
+    assert not plugins.found[0].error
+    monkeypatch.setattr("sparsify.cli.benchmark.load_plugins", lambda: plugins)
+
+    def invoke(*arguments: str, shapes: bool = False) -> Any:
+        result = CliRunner().invoke(app, ["--seconds", "0.01", *arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        if shapes:
+            import sys
+
+            seen = sys.modules[name].SHAPES
+            found = [seen[0]]
+            for one in seen:
+                if one != found[-1]:
+                    found.append(one)
+            return found
+        return result.stdout
+
+    return invoke
+
+
+def test_json_holds_the_latency_keys_and_the_ratio_to_the_first(run: Run, model: Callable[..., str]) -> None:
+    first, second = model(["x", "float32", ["n", 3]]), model(["y", "float32", ["n", 3]], name="b.json")
+    results = json.loads(run(first, second, "--runtime", "slow", "--batch-size", "1", "--batch-size", "4", "--json"))
+    rows = results["results"]
+    assert [(Path(row["model"]).name, row["batch"]) for row in rows] == [
+        ("a.json", 1), ("b.json", 1), ("a.json", 4), ("b.json", 4),
+    ]  # fmt: skip
+    assert set(rows[0]) == {
+        "model", "runtime", "batch", "threads", "p50_ms", "p95_ms", "throughput", "precision", "int8_executed",
+        "time_ratio",
+    }  # fmt: skip
+    assert rows[0]["time_ratio"] is None
+    ratio = rows[1]["time_ratio"]
+    assert ratio["low"] <= ratio["value"] <= ratio["high"]
+
+
+def test_the_same_model_may_be_timed_twice_and_on_several_runtimes(run: Run, model: Callable[..., str]) -> None:
+    path = model(["x", "float32", ["n", 3]])
+    rows = json.loads(run(path, path, "--runtime", "slow", "--runtime", "silent", "--json"))["results"]
+    assert [row["runtime"] for row in rows] == ["slow", "silent", "slow", "silent"]
+
+
+def test_the_table_names_everything_and_shows_unknowns_as_dashes(run: Run, model: Callable[..., str]) -> None:
+    path = model(["x", "float32", ["n", 3]])
+    shown = run(path, path, "--runtime", "slow")
+    for word in (
+        "runtime slow, batch 1, all cores",
+        "a.json",
+        "p50",
+        "p95",
+        "items/s",
+        "float32",
+        "against the first",
+        "–",
+    ):
+        assert word in shown
+
+
+def test_a_silent_session_leaves_the_inputs_to_the_model_format(run: Run, model: Callable[..., str]) -> None:
+    path = model(["ids", "int64", ["n", 4]], ["mask", "bool", ["n", 4]])
+    assert run(path, "--runtime", "silent", "--batch-size", "2", shapes=True) == [{"ids": (2, 4), "mask": (2, 4)}]
+
+
+def test_input_shape_fixes_free_axes_and_the_batch(run: Run, model: Callable[..., str]) -> None:
+    path = model(["ids:0", "int64", ["n", "length"]])
+    assert run(path, "--runtime", "slow", "--input-shape", "ids:0:2,16", shapes=True) == [{"ids:0": (2, 16)}]
+
+
+def test_batch_size_replaces_that_of_input_shape(run: Run, model: Callable[..., str]) -> None:
+    path = model(["ids", "int64", ["n", "length"]])
+    arguments = (path, "--runtime", "slow", "--input-shape", "ids:2,16", "--batch-size", "3")
+    assert run(*arguments, shapes=True) == [{"ids": (3, 16)}]
+
+
+def test_a_deployment_folder_is_a_model(run: Run, model: Callable[..., str], tmp_path: Path) -> None:
+    model(["x", "float32", [2, 3]], name="run/deployment/model.onnx")
+    for folder in ("run", "run/deployment"):
+        rows = json.loads(run(str(tmp_path / folder), "--runtime", "slow", "--json"))["results"]
+        assert Path(rows[0]["model"]).name == "model.onnx"
+        assert rows[0]["batch"] == 2
+
+
+def test_a_folder_without_a_model_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RequestError, match=r"empty is a folder without model\.onnx") as error:
+        run(str(tmp_path / "empty"))
+    assert error.value.fix == "give a model file or a deployment folder"
+
+
+def test_an_absent_file_is_refused(run: Run) -> None:
+    with pytest.raises(RequestError, match=r"MODEL: absent/a\.json does not exist"):
+        run("absent/a.json")
+
+
+def test_an_unknown_runtime_is_refused(run: Run, model: Callable[..., str]) -> None:
+    with pytest.raises(RequestError, match="there is no runtime 'slov'") as error:
+        run(model(["x", "float32", ["n", 3]]), "--runtime", "slov")
+    assert error.value.fix == "use 'slow'"
+
+
+def test_a_runtime_without_its_library_says_what_to_install(run: Run, model: Callable[..., str]) -> None:
+    with pytest.raises(MissingLibraryError, match="needs no_such_library") as error:
+        run(model(["x", "float32", ["n", 3]]), "--runtime", "absent")
+    assert error.value.exit_code == ExitCode.MISSING
+
+
+def test_a_free_axis_is_refused_with_the_option_that_fixes_it(run: Run, model: Callable[..., str]) -> None:
+    path = model(["ids", "int64", ["n", "length"]])
+    with pytest.raises(RequestError, match=r"input 'ids' of .*a\.json has free axes: \(n, length\)") as error:
+        run(path, "--runtime", "slow")
+    assert error.value.fix == "give its shape, for example --input-shape ids:1,128"
+
+
+def test_a_fixed_batch_is_refused_with_its_size(run: Run, model: Callable[..., str]) -> None:
+    path = model(["x", "float32", [2, 3]])
+    with pytest.raises(RequestError, match=r"a\.json has a fixed batch size of 2, not 8") as error:
+        run(path, "--runtime", "slow", "--batch-size", "8")
+    assert "--batch-size 2" in error.value.fix
+
+
+def test_models_of_different_fixed_batches_are_refused(run: Run, model: Callable[..., str]) -> None:
+    both = model(["x", "float32", [2, 3]]), model(["x", "float32", [4, 3]], name="b.json")
+    with pytest.raises(RequestError, match="the models differ in their batch size: 2, 4") as error:
+        run(*both, "--runtime", "slow")
+    assert "free first axis" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("shape", "told", "fix"),
+    [
+        ("y:1,3", "there is no input 'y'", "use one of: x"),
+        ("x:1,3,4", "input 'x' has 2 axes, 3 given", "give 2 numbers, the batch first"),
+        ("x:1,5", r"input 'x' of .* is \(n, 3\), not \(1, 5\)", "keep the axes that the model fixes"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(
+    run: Run, model: Callable[..., str], shape: str, told: str, fix: str
+) -> None:
+    with pytest.raises(RequestError, match=told) as error:
+        run(model(["x", "float32", ["n", 3]]), "--runtime", "slow", "--input-shape", shape)
+    assert error.value.fix == fix
+
+
+@pytest.mark.parametrize("text", ["x", "x:", ":1,2", "x:a,b", "x:0,3", "x:1,-3"])
+def test_text_that_is_no_shape_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="is no shape") as error:
+        parse_shape(text)
+    assert error.value.fix == "write for example --input-shape input:1,3,224,224"
+
+
+def test_shapes_are_read() -> None:
+    assert parse_shape("x:1,3,8,8") == ("x", (1, 3, 8, 8))
+    assert parse_shape("serving:0:1x16") == ("serving:0", (1, 16))
+
+
+def contender(*inputs: TensorSpec) -> Contender:
+    return Contender(Path("m.onnx"), "none", lambda: pytest.fail("not opened"), inputs)
+
+
+def test_random_inputs_are_seeded_and_integers_are_small() -> None:
+    one = contender(TensorSpec("x", "float32", (None, 3)), TensorSpec("ids", "int64", ("n", 50)))
+    first, again = random_inputs(one, {}, 4), random_inputs(one, {}, 4)
+    assert first["x"].dtype == np.float32
+    assert first["x"].shape == (4, 3)
+    assert set(np.unique(first["ids"])) == {0, 1}
+    assert all((first[name] == again[name]).all() for name in first)
+    assert not np.array_equal(first["x"], random_inputs(one, {}, 4, seed=1)["x"])
+
+
+def test_side_inputs_keep_their_fixed_axes() -> None:
+    one = contender(
+        TensorSpec("x", "float32", ("n", 3)), TensorSpec("scale", "float32", (1,)), TensorSpec("t", "int64", ())
+    )
+    assert natural_batch([one], {}) == 1
+    assert {name: array.shape for name, array in random_inputs(one, {}, 8).items()} == {
+        "x": (8, 3),
+        "scale": (1,),
+        "t": (),
+    }
