@@ -23,9 +23,7 @@ def export(checkpoint: Path, target: Path, opset: int, dynamo: bool) -> None:
     sample = (torch.zeros(2, 3, 224, 224),)  # two samples: the exporter takes a batch of one for a constant
     if dynamo:
         dimensions = ({0: torch.export.Dim("batch")},)
-        torch.onnx.export(
-            network, sample, target, dynamo=True, dynamic_shapes=dimensions, external_data=False, **names
-        )
+        torch.onnx.export(network, sample, target, dynamo=True, dynamic_shapes=dimensions, external_data=False, **names)
     else:
         axes = {"input": {0: "batch"}, "logits": {0: "batch"}}
         torch.onnx.export(network, sample, target, dynamo=False, dynamic_axes=axes, **names)

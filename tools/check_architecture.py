@@ -84,14 +84,14 @@ def _faults(module: Module, kinds: Mapping[str, str], public: Mapping[str, set[s
 
 
 def public_names(tree: ast.Module) -> set[str]:
-    """Read the names in a module's `__all__`."""
+    """Read the names in a module's `__all__`, or in the table `_PUBLIC` that it is derived from."""
     for node in tree.body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
-            value = node.value  # type: ignore[attr-defined]
-            return {str(item.value) for item in getattr(value, "elts", []) if isinstance(item, ast.Constant)}
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+            continue
+        if node.targets[0].id == "_PUBLIC":
+            return {name for names in ast.literal_eval(node.value).values() for name in names.split()}
+        if node.targets[0].id == "__all__" and isinstance(node.value, ast.List | ast.Tuple):
+            return set(ast.literal_eval(node.value))
     return set()
 
 

@@ -15,24 +15,29 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import typer
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for tools.find_errors
+
 from sparsify import contracts, data, errors, hooks, recipe
 from sparsify.cli.app import CommandGroup
 from sparsify.cli.run import FLAGS
 from sparsify.errors import ExitCode
 from sparsify.experiment import Experiment
 from sparsify.known_modifiers import REQUIRED, known_modifier
-from sparsify.plugins import Offer, Plugins, load_plugins, singular
+from sparsify.plugins import Plugins, load_plugins
+
+from tools.find_errors import ERRORS, raised, text_constants
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "reference"
 COMMAND = "python tools/write_reference.py"
 WIDTH = 100
 HEADER = f"<!-- written by `{COMMAND}` from the code: edit that, not this -->\n"
-ERRORS = ("RequestError", "UnreadableSample", "PluginError", "MissingLibraryError", "StageError")
 EXITS: Mapping[ExitCode, str] = {
     ExitCode.OK: "a verified artefact within budget and not slower",
     ExitCode.BUG: "a bug of Sparsify: a traceback",
@@ -58,9 +63,9 @@ def code(value: object) -> str:
 
 def ours() -> Plugins:
     """Load the plugins of this checkout's distributions; others may be installed too."""
-    files = [ROOT / "core" / "pyproject.toml", *sorted(ROOT.glob("integrations/*/pyproject.toml"))]
-    files += sorted(ROOT.glob("plugins/*/pyproject.toml"))
-    names = {tomllib.loads(file.read_text(encoding="utf-8"))["project"]["name"] for file in files}
+    projects = [ROOT / "core" / "pyproject.toml", *sorted(ROOT.glob("integrations/*/pyproject.toml"))]
+    projects += sorted(ROOT.glob("plugins/*/pyproject.toml"))
+    names = {tomllib.loads(file.read_text(encoding="utf-8"))["project"]["name"] for file in projects}
     plugins = load_plugins()
     found = tuple(plugin for plugin in plugins.found if plugin.distribution in names)
     absent = sorted(names - {plugin.distribution for plugin in found if not plugin.error})
@@ -130,15 +135,15 @@ def hooks_page(plugins: Plugins) -> str:
     parts = [
         HEADER,
         "# Hooks\n",
-        "A plugin is a module named by an entry point of the group `sparsify`. It implements any of these hooks as plain "
-        "functions marked `@sparsify.hookimpl`. All but the last return [`Entry`](#entry) rows: data, so that listing "
-        "plugins imports none of their code. `sparsify plugins check NAME` imports every target and compares it with "
-        "what is said here. How to write one: [tutorial](../tutorial/first-plugin.md).\n",
+        "A plugin is a module named by an entry point of the group `sparsify`. It implements any of these hooks as "
+        "plain functions marked `@sparsify.hookimpl`. All but the last return [`Entry`](#entry) rows: data, so that "
+        "listing plugins imports none of their code. `sparsify plugins check NAME` imports every target and compares it "
+        "with what is said here. How to write one: [tutorial](../tutorial/first-plugin.md).\n",
     ]
     for name in hooks.CATALOGUES:
         parts += [f"## {name}\n", linked(documentation(getattr(hooks.Hooks, name)))]
         rows = [
-            (code(offer.entry.name), offer.plugin.distribution, offer.entry.summary) for offer in offers(plugins, name)
+            (code(offer.entry.name), offer.plugin.distribution, offer.entry.summary) for offer in plugins.offers(name)
         ]
         parts.append(table(("offered here", "by", "what it is"), rows) if rows else "Nothing is offered here yet.\n")
     observer = hooks.Hooks.experiment_finished
@@ -147,11 +152,6 @@ def hooks_page(plugins: Plugins) -> str:
     parts.append("## Types\n")
     parts.append("All are importable from `sparsify`.\n")
     return "\n".join([*parts, *types()])
-
-
-def offers(plugins: Plugins, catalogue: str) -> tuple[Offer, ...]:
-    """List what is offered, once a name and phase."""
-    return plugins.offers(catalogue)
 
 
 def types() -> Iterator[str]:
@@ -190,7 +190,7 @@ def row(field: dataclasses.Field[Any]) -> tuple[str, str, str]:
     if field.default is not dataclasses.MISSING:
         default = code(getattr(field.default, "__name__", repr(field.default)))
     elif field.default_factory is not dataclasses.MISSING:
-        default = code(f"{field.default_factory.__name__}()")
+        default = code(f"{getattr(field.default_factory, '__name__', '')}()")
     return code(field.name), code(field.type), default
 
 
@@ -216,27 +216,28 @@ def linked(text: str) -> str:
 def errors_page(plugins: Plugins) -> str:
     """Write the exit codes, and every deliberate error found in the sources."""
     del plugins
-    classes = {code: [name for name in ERRORS if getattr(errors, name).exit_code == code] for code in ExitCode}
+    classes = {one: [name for name in ERRORS if getattr(errors, name).exit_code == one] for one in ExitCode}
     parts = [
         HEADER,
         "# Errors\n",
-        "A deliberate error is two lines on stderr, `error:` with what was wrong and `fix:` with the edit or command that "
-        "mends it, and an exit code. From Python the same errors are exceptions below `sparsify.SparsifyError`, with the "
-        "fields `problem`, `fix` and `exit_code`.\n",
+        "A deliberate error is two lines on stderr, `error:` with what was wrong and `fix:` with the edit or command "
+        "that mends it, and an exit code. From Python the same errors are exceptions below `sparsify.SparsifyError`, "
+        "with the fields `problem`, `fix` and `exit_code`.\n",
         "## Exit codes\n",
         table(
             ("exit", "meaning", "exception"),
-            [(str(int(exit)), EXITS[exit], ", ".join(map(code, classes[exit]))) for exit in ExitCode],
+            [(str(int(one)), EXITS[one], ", ".join(map(code, classes[one]))) for one in ExitCode],
         ),
         "## Every message\n",
         "Words in braces stand for what was found. The headings are the modules that raise the errors.\n",
     ]
-    for path in sources():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        rows = list(dict.fromkeys(raised(tree)))
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sources()}
+    constants = {name: values for tree in trees.values() for name, values in text_constants(tree).items()}
+    for path, tree in trees.items():
+        rows = list(dict.fromkeys(raised(tree, constants | text_constants(tree))))
         if rows:
             relative = path.relative_to(ROOT).as_posix().split("/src/")[1]
-            summary = (ast.get_docstring(tree) or "").split("\n")[0]
+            summary = re.sub(r" of DESIGN §\d", "", (ast.get_docstring(tree) or "").split("\n")[0])
             module = relative.removesuffix(".py").replace("/", ".")
             parts += [f"### {module}\n", f"{summary}\n", table(("exit", "error", "fix"), rows)]
     return "\n".join(parts)
@@ -248,91 +249,6 @@ def sources() -> list[Path]:
     return [path for home in homes for path in sorted((home / "src").rglob("*.py"))]
 
 
-def raised(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
-    """Yield exit code, message and fix of every error that a module makes."""
-    for function, call in error_calls(tree):
-        scope = assignments(function)
-        name = ast.unparse(call.func)
-        fixes = [word.value for word in call.keywords if word.arg == "fix"]
-        if call.args and fixes:
-            exit = str(int(getattr(errors, name).exit_code))
-            for problem in texts(call.args[0], scope):
-                yield exit, problem, " *or* ".join(dict.fromkeys(texts(fixes[0], scope)))
-
-
-def error_calls(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.Call]]:
-    """Yield each call that makes an error with the innermost function around it, in the order of the file."""
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    for node in sorted(
-        (node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in ERRORS),
-        key=lambda call: (call.lineno, call.col_offset),
-    ):
-        around = [one for one in functions if one.lineno <= node.lineno <= (one.end_lineno or one.lineno)]
-        yield max(around, key=lambda one: one.lineno, default=tree), node
-
-
-def assignments(function: ast.AST) -> dict[str, list[ast.expr]]:
-    """Gather the values that a function assigns to plain names."""
-    found: dict[str, list[ast.expr]] = {}
-    for node in ast.walk(function):
-        if isinstance(node, ast.Assign):
-            for target in node.targets:
-                pairs = [(target, node.value)]
-                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
-                    pairs = list(zip(target.elts, node.value.elts, strict=False))
-                for name, value in pairs:
-                    if isinstance(name, ast.Name):
-                        found.setdefault(name.id, []).append(value)
-    return found
-
-
-def texts(node: ast.expr, scope: Mapping[str, list[ast.expr]]) -> list[str]:
-    """Return the texts that an expression may give, with {words} for what is only known at run time."""
-    if isinstance(node, ast.Constant):
-        return [" ".join(str(node.value).split())]
-    if isinstance(node, ast.JoinedStr):
-        return ["".join(piece(value, scope) for value in node.values)]
-    if isinstance(node, ast.IfExp):
-        return [*texts(node.body, scope), *texts(node.orelse, scope)]
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return [left + right for left in texts(node.left, scope) for right in texts(node.right, scope)]
-    if isinstance(node, ast.Name) and node.id in scope:
-        inner = {name: values for name, values in scope.items() if name != node.id}
-        return [text for value in scope[node.id] for text in texts(value, inner)]
-    return [f"{{{word(node)}}}"]
-
-
-def piece(node: ast.expr, scope: Mapping[str, list[ast.expr]]) -> str:
-    """Write one part of an f-string; short texts held in a variable are written out."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    value = node.value if isinstance(node, ast.FormattedValue) else node
-    if isinstance(value, ast.Name) and len(scope.get(value.id, ())) == 1:
-        (found,) = scope[value.id]
-        if isinstance(found, ast.Constant | ast.JoinedStr):
-            return texts(found, {name: values for name, values in scope.items() if name != value.id})[0]
-    return f"{{{word(value)}}}"
-
-
-def word(node: ast.AST) -> str:
-    """Name what an expression stands for, in one word."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    if isinstance(node, ast.Subscript):
-        return word(node.value)
-    if isinstance(node, ast.Call):
-        called = word(node.func)
-        if called in ("join", "sorted", "str", "map", "list", "repr", "int", "type", "dict") and node.args:
-            return word(node.args[-1])
-        return called if called != "len" else f"number of {word(node.args[0])}"
-    if isinstance(node, ast.GeneratorExp | ast.ListComp):
-        return word(node.generators[0].iter)
-    inner = next((child for child in ast.walk(node) if isinstance(child, ast.Name)), None)
-    return inner.id if inner else "…"
-
-
 # ------------------------------------------------------------------------------------------------------------- recipes
 
 
@@ -341,8 +257,8 @@ def recipes_page(plugins: Plugins) -> str:
     parts = [
         HEADER,
         "# Modifiers in recipes\n",
-        "How to read, write and run recipes: [recipes](../how-to/recipes.md). `sparsify recipe check FILE` says in words "
-        "what each step of a recipe does, and which cannot run here.\n",
+        "How to read, write and run recipes: [recipes](../how-to/recipes.md). `sparsify recipe check FILE` says in "
+        "words what each step of a recipe does, and which cannot run here.\n",
         "## Installed\n",
         "These run in `sparsify run one-shot`. In a file a modifier is a tag, such as `- !QuantizationModifier {}`.\n",
     ]
@@ -355,8 +271,8 @@ def recipes_page(plugins: Plugins) -> str:
         parts += [documentation(target), table(("field", "type", "default", "meaning"), options(target))]
     parts += [
         "## Known\n",
-        "Recipes of SparseML hold these. They are read, checked and explained; those that train need a training kind of "
-        "experiment, which this version does not have.\n",
+        "Recipes of SparseML hold these. They are read, checked and explained; those that train need a training kind "
+        "of experiment, which this version does not have.\n",
     ]
     return "\n".join([*parts, *known()])
 
@@ -371,25 +287,20 @@ def options(target: Any) -> Iterator[tuple[str, str, str, str]]:
 
 def known() -> Iterator[str]:
     """Yield a table for each dialect of recipe."""
-    from sparsify.known_modifiers import known_names
+    import yaml
 
-    names = sorted(known_names())
-    for phase, heading in (("training", "In lists of tags"), ("post-training", "In staged recipes, by key")):
+    dialects = yaml.safe_load(files("sparsify").joinpath("known_modifiers.yaml").read_text(encoding="utf-8"))
+    for dialect, phase, heading in (
+        ("tag", "training", "In lists of tags"),
+        ("key", "post-training", "In staged recipes, by key"),
+    ):
         rows = []
-        for name in names:
+        for name, row_ in sorted(dialects[dialect].items()):
             found = known_modifier(name, phase)
-            if found is not None and own_dialect(name, phase):
-                fields = (name if value == REQUIRED else f"{name} = {value}" for name, value in found.fields.items())
-                rows.append((code(name), found.phase, found.does, ", ".join(map(code, fields))))
+            fields = (name if value == REQUIRED else f"{name} = {value}" for name, value in row_["fields"].items())
+            rows.append((code(name), found.phase if found else "", row_["does"], ", ".join(map(code, fields))))
         yield f"### {heading}\n"
         yield table(("modifier", "phase", "what it does", "fields, with defaults"), rows)
-
-
-def own_dialect(name: str, phase: str) -> bool:
-    """Say whether a modifier stands in the dialect of a phase, and not only in the other one."""
-    from sparsify.known_modifiers import _table
-
-    return name in _table()["key" if phase == "post-training" else "tag"]
 
 
 def pages(plugins: Plugins) -> Iterator[tuple[Path, str]]:

@@ -179,6 +179,14 @@ def test_regression_has_the_cosine_of_all_samples(size: int) -> None:
     assert low < 100 - 100 * cosine < high
 
 
+def test_one_value_a_position_has_a_cosine_and_no_classes() -> None:
+    dataset, *_ = problem(2)
+    old = np.array([[[1.0], [0.0]], [[1.0], [1.0]]], np.float32)
+    new = np.array([[[0.0], [1.0]], [[2.0], [2.0]]], np.float32)
+    pair = evaluate_pair(Constant(y=old, single=np.ones(2)), Constant(y=new, single=np.ones(2)), dataset, ())
+    assert pair.agreement == {"top1": None, "cosine": pytest.approx(0.5), "kl": None}
+
+
 def test_ids_agree_where_they_are_equal() -> None:
     dataset, *_ = problem(2)
     pair = evaluate_pair(Constant(y=np.array([1, 2])), Constant(y=np.array([1, 3])), dataset, ())

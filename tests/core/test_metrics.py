@@ -68,9 +68,8 @@ def test_scores_win_over_ids_and_ids_alone_do() -> None:
     ids, scores = np.array([1, 0]), np.eye(3, dtype=np.float32)[:2]
     assert list(ACCURACY.observe({"label": ids, "scores": scores}, [0, 1])) == [True, True]
     assert list(ACCURACY.observe({"label": ids}, [1, 1])) == [True, False]
-    with pytest.raises(RequestError, match="metric 'top5' needs scores of classes, found class ids") as error:
+    with pytest.raises(RequestError, match=r"no output scores classes.*'label' int64 \(2,\)"):
         TOP5.observe({"label": ids}, [1, 1])
-    assert error.value.fix == "use --eval-metric accuracy"
 
 
 def test_outputs_without_classes_are_refused() -> None:
@@ -79,7 +78,9 @@ def test_outputs_without_classes_are_refused() -> None:
     assert "--eval-metric package.module:function" in error.value.fix
 
 
-@pytest.mark.parametrize(("targets", "told"), [([0.5, 1.0], "float64 of 1 values"), ([[0, 1], [1, 2]], "of 2 values")])
+@pytest.mark.parametrize(
+    ("targets", "told"), [([0.5, 1.0], r"float64 of shape \(\)"), ([[0, 1], [1, 2]], r"int64 of shape \(2,\)")]
+)
 def test_targets_that_are_no_ids_are_refused(targets: list[Any], told: str) -> None:
     with pytest.raises(RequestError, match=f"targets are class ids, one integer a sample; found .*{told}") as error:
         ACCURACY.observe(one_hot([0, 1]), targets)
@@ -124,21 +125,21 @@ def test_a_function_is_a_metric(module: str) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("short", r"returned shape \(1,\) for 2 samples, expected \(2,\)"),
-        ("big", "returned 100, expected numbers from 0 to 1"),
-        ("nan", "returned nan, expected numbers from 0 to 1"),
-        ("words", "returned list, expected numbers"),
+        ("short", r"returned shape \(1,\), expected 2 numbers from 0 to 1"),
+        ("big", "returned 100, expected 2 numbers from 0 to 1"),
+        ("nan", "returned nan, expected 2 numbers from 0 to 1"),
     ],
 )
 def test_what_a_function_returns_is_checked(module: str, name: str, told: str) -> None:
     with pytest.raises(PluginError, match=told) as error:
         function_metric(f"{module}:{name}").observe({"y": np.ones((2, 3))}, [0, 5])
-    assert error.value.fix == "return a list of 2 numbers from 0 to 1, one for each sample of the batch"
+    assert error.value.fix == "return a list with one number from 0 to 1 for each sample of the batch"
 
 
-def test_a_function_that_raises_is_named(module: str) -> None:
-    with pytest.raises(PluginError, match=f"--eval-metric {module}:raising failed: KeyError: 'nothing'") as error:
-        function_metric(f"{module}:raising").observe({"y": np.ones((2, 3))}, [0, 5])
+@pytest.mark.parametrize(("name", "told"), [("raising", "KeyError: 'nothing'"), ("words", "ValueError: could not")])
+def test_a_function_that_fails_is_named(module: str, name: str, told: str) -> None:
+    with pytest.raises(PluginError, match=f"--eval-metric {module}:{name} failed: {told}") as error:
+        function_metric(f"{module}:{name}").observe({"y": np.ones((2, 3))}, [0, 5])
     assert "--debug" in error.value.fix
 
 
@@ -150,13 +151,15 @@ def test_what_is_no_function_is_refused(module: str, name: str) -> None:
 
 
 def test_a_module_that_cannot_be_imported_is_refused() -> None:
-    with pytest.raises(RequestError, match="importing no_such_module failed: ModuleNotFoundError") as error:
+    with pytest.raises(RequestError, match="importing 'no_such_module' failed: ModuleNotFoundError") as error:
         function_metric("no_such_module:score")
     assert "PYTHONPATH=." in error.value.fix
 
 
-@pytest.mark.parametrize("spec", ["score", "module:", ":score"])
-def test_a_spec_without_module_and_name_is_refused(spec: str) -> None:
-    with pytest.raises(RequestError, match=r"is not of the form package\.module:function") as error:
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [(":score", "importing '' failed"), ("json:", "json has no function ''"), ("json", "json has no function ''")],
+)
+def test_a_spec_without_module_or_name_is_refused(spec: str, told: str) -> None:
+    with pytest.raises(RequestError, match=f"--eval-metric {spec}: {told}"):
         function_metric(spec)
-    assert error.value.fix == "write for example my_metrics:score"

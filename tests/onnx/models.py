@@ -29,7 +29,7 @@ class Builder:
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
 
-    def constant(self, name: str, array: NDArray[Any]) -> str:
+    def constant(self, name: str, array: NDArray[Any] | np.generic) -> str:
         self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
@@ -45,8 +45,17 @@ class Builder:
         return made
 
     def conv(
-        self, x: str, inputs: int, outputs: int, kernel: int = 3, *, group: int = 1, bias: bool = True, name: str = "", **facts: Any
-    ) -> str:  # fmt: skip
+        self,
+        x: str,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        *,
+        group: int = 1,
+        bias: bool = True,
+        name: str = "",
+        **facts: Any,
+    ) -> str:
         name = name or f"conv{len(self.nodes)}"
         held = [self.weight(f"{name}.weight", outputs, inputs // group, kernel, kernel)]
         held += [self.weight(f"{name}.bias", outputs, scale=0.1)] if bias else []
@@ -88,6 +97,7 @@ class Builder:
         rank: int = 2,
         kind: int = TensorProto.FLOAT,
         opset: int = OPSET,
+        domain: str = "",
     ) -> onnx.ModelProto:
         for node in self.nodes:
             for index, name in enumerate(node.output):
@@ -97,7 +107,8 @@ class Builder:
         given = helper.make_tensor_value_info("input", kind, shape)
         made = helper.make_tensor_value_info(output, TensorProto.FLOAT, [shape[0], *[None] * (rank - 1)])
         graph = helper.make_graph(self.nodes, "small", [given], [made], self.weights)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
         onnx.checker.check_model(model)
         return model
 

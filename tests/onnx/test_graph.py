@@ -69,9 +69,9 @@ def test_matrices_round_trip_and_multiply_as_the_node_does(name: str) -> None:
     for layer in graph.weight_layers(model):
         stored = numpy_helper.to_array(graph.initializers(model)[layer.weight])
         matrix = graph.read_weight(model, layer)
-        axis = graph.channel_axis(layer)
         np.testing.assert_array_equal(graph.from_matrix(layer, matrix), stored)
-        np.testing.assert_allclose(matrix.sum(axis=1), np.moveaxis(stored, axis, 0).reshape(len(matrix), -1).sum(axis=1), rtol=1e-4, atol=1e-5)  # fmt: skip
+        rows = np.moveaxis(stored, graph.channel_axis(layer), 0).reshape(len(matrix), -1)
+        np.testing.assert_allclose(matrix.sum(axis=1), rows.sum(axis=1), rtol=1e-4, atol=1e-5)
 
 
 def test_the_matrix_of_a_left_weight_maps_inputs_to_outputs() -> None:
@@ -88,7 +88,7 @@ def test_subgraph_reads_count_as_reads() -> None:
         "then",
         [],
         [onnx.ValueInfoProto(name="y")],
-        [numpy_helper.from_array(np.float32(2), "local")],
+        [numpy_helper.from_array(np.array(2, dtype=np.float32), "local")],
     )
     node = onnx.helper.make_node("If", ["flag"], ["out"], then_branch=inner, else_branch=inner)
     assert graph.reads(node) == {"flag", "outer"}

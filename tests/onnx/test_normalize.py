@@ -18,8 +18,8 @@ from sparsify_onnx.normalize import name_nodes, normalize, settle
 from tests.onnx import models
 
 STEPS = (
-    "conv", "conv_no_bias", "batch_norm", "relu", "mul", "div", "add", "sub", "add_scalar", "identity", "dropout", "skip",
-    "transpose_conv", "pool", "two_readers",
+    "conv", "conv_no_bias", "batch_norm", "relu", "mul", "div", "add", "sub", "add_scalar", "identity", "dropout",
+    "skip", "transpose_conv", "pool", "two_readers",
 )  # fmt: skip
 
 
@@ -232,9 +232,8 @@ def test_local_functions_are_inlined() -> None:
     b = models.Builder()
     x = b.matmul("input", 4, 4, name="only")
     b.nodes.append(helper.make_node("Double", [x], ["twice"], domain="mine"))
-    graph = helper.make_graph(
-        b.nodes, "g", [helper.make_tensor_value_info("input", 1, ["n", 4])], [helper.make_tensor_value_info("twice", 1, ["n", 4])], b.weights
-    )  # fmt: skip
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 4]) for name in ("input", "twice")]
+    graph = helper.make_graph(b.nodes, "g", ends[:1], ends[1:], b.weights)
     opsets = [helper.make_opsetid("", models.OPSET), helper.make_opsetid("mine", 1)]
     body = [helper.make_node("Add", ["a", "a"], ["c"])]
     function = helper.make_function("mine", "Double", ["a"], ["c"], body, opsets[:1])
@@ -271,7 +270,7 @@ def test_names_become_unique_and_good_ones_stay() -> None:
         ("path:/srv/models/x", True),
         ("C:\\Users\\me\\net.pt", True),
         ("~/runs/exp", True),
-        ("file:///tmp/x", True),
+        ("file:///srv/x", True),
         ("https://ultralytics.com/license/agpl", False),
         ("layer1/layer1.0/conv1", False),
         ("{0: 'person', 1: 'n/a'}", False),

@@ -6,111 +6,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsify.api import one_shot, sparse_transfer, training_aware
-    from sparsify.cli.run import show_result
-    from sparsify.conformance import check_plugin
-    from sparsify.contracts import (
-        Checkpoint,
-        Context,
-        Data,
-        DataRequest,
-        DatasetLoader,
-        Description,
-        Layer,
-        Metric,
-        Model,
-        ModelFormat,
-        Session,
-        TensorSpec,
-        UseCase,
-    )
-    from sparsify.data import Batch, Dataset, Sample
-    from sparsify.errors import (
-        MissingLibraryError,
-        PluginError,
-        RequestError,
-        SparsifyError,
-        StageError,
-        UnreadableSample,
-    )
-    from sparsify.experiment import Experiment
-    from sparsify.hooks import Entry, hookimpl
-    from sparsify.levels import target_sparsity
-    from sparsify.pipeline import Result
-    from sparsify.recipe import Recipe, Step
+    from sparsify.api import one_shot as one_shot
+    from sparsify.api import sparse_transfer as sparse_transfer
+    from sparsify.api import training_aware as training_aware
+    from sparsify.cli.run import show_result as show_result
+    from sparsify.conformance import check_plugin as check_plugin
+    from sparsify.contracts import *  # noqa: F403
+    from sparsify.data import Batch as Batch
+    from sparsify.data import Dataset as Dataset
+    from sparsify.data import Sample as Sample
+    from sparsify.errors import *  # noqa: F403
+    from sparsify.experiment import Experiment as Experiment
+    from sparsify.hooks import Entry as Entry
+    from sparsify.hooks import hookimpl as hookimpl
+    from sparsify.levels import target_sparsity as target_sparsity
+    from sparsify.pipeline import Result as Result
+    from sparsify.recipe import Recipe as Recipe
+    from sparsify.recipe import Step as Step
 
-_HOME = {
-    "one_shot": "api",
-    "sparse_transfer": "api",
-    "training_aware": "api",
-    "check_plugin": "conformance",
-    "Checkpoint": "contracts",
-    "Context": "contracts",
-    "Data": "contracts",
-    "DataRequest": "contracts",
-    "DatasetLoader": "contracts",
-    "Description": "contracts",
-    "Layer": "contracts",
-    "Metric": "contracts",
-    "Model": "contracts",
-    "ModelFormat": "contracts",
-    "Session": "contracts",
-    "TensorSpec": "contracts",
-    "UseCase": "contracts",
-    "Batch": "data",
-    "Dataset": "data",
-    "Sample": "data",
-    "MissingLibraryError": "errors",
-    "PluginError": "errors",
-    "RequestError": "errors",
-    "SparsifyError": "errors",
-    "StageError": "errors",
-    "UnreadableSample": "errors",
-    "show_result": "cli.run",
-    "Experiment": "experiment",
-    "Entry": "hooks",
-    "hookimpl": "hooks",
-    "target_sparsity": "levels",
-    "Result": "pipeline",
-    "Recipe": "recipe",
-    "Step": "recipe",
+_PUBLIC = {
+    "api": "one_shot sparse_transfer training_aware",
+    "cli.run": "show_result",
+    "conformance": "check_plugin",
+    "contracts": "Checkpoint Context Data DataRequest DatasetLoader Description Layer Metric Model ModelFormat Session "
+    "TensorSpec UseCase",
+    "data": "Batch Dataset Sample",
+    "errors": "MissingLibraryError PluginError RequestError SparsifyError StageError UnreadableSample",
+    "experiment": "Experiment",
+    "hooks": "Entry hookimpl",
+    "levels": "target_sparsity",
+    "pipeline": "Result",
+    "recipe": "Recipe Step",
 }
-__all__ = [
-    "Batch",
-    "Checkpoint",
-    "Context",
-    "Data",
-    "DataRequest",
-    "Dataset",
-    "DatasetLoader",
-    "Description",
-    "Entry",
-    "Experiment",
-    "Layer",
-    "Metric",
-    "MissingLibraryError",
-    "Model",
-    "ModelFormat",
-    "PluginError",
-    "Recipe",
-    "RequestError",
-    "Result",
-    "Sample",
-    "Session",
-    "SparsifyError",
-    "StageError",
-    "Step",
-    "TensorSpec",
-    "UnreadableSample",
-    "UseCase",
-    "check_plugin",
-    "hookimpl",
-    "one_shot",
-    "show_result",
-    "sparse_transfer",
-    "target_sparsity",
-    "training_aware",
-]
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+__all__ = sorted(_HOME)  # noqa: PLE0605 - derived from the one table
 
 
 def __getattr__(name: str) -> Any:

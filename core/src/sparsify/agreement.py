@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparsify.errors import StageError
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from sparsify.contracts import Arrays
 
 FLOOR = 1e-6  # the least probability, so that a probability quantized to 0 costs a finite divergence
-
 CHUNK = 2**20  # values compared at a time: detectors give millions a batch
 
 Records = dict[str, list[Any]]
@@ -31,17 +31,16 @@ def observe_agreement(baseline: Arrays, candidate: Arrays) -> Records:
     """
     import numpy as np
 
-    found: dict[str, list[NDArray[Any]]] = {"top1": [], "cosine": [], "kl": []}
-    values: list[NDArray[Any]] = []
+    found: dict[str, list[NDArray[Any]]] = defaultdict(list)
     for before, after in _shared(baseline, candidate):
-        if before.dtype.kind == "f" and before.size == len(before):
-            values.append(np.stack([before.ravel(), after.ravel()], axis=1))
-            continue
-        for measure, records in _compare(before, after).items():
-            found[measure].append(records)
-    if not any(found.values()):
-        return {"values": [row.tolist() for row in np.stack(values, axis=1)]}
-    return {measure: np.mean(rows, axis=0).tolist() for measure, rows in found.items() if rows}
+        rows = max(1, CHUNK * len(before) // before.size)
+        pieces = [_compare(before[row : row + rows], after[row : row + rows]) for row in range(0, len(before), rows)]
+        for measure in pieces[0]:
+            found[measure].append(np.concatenate([piece[measure] for piece in pieces]))
+    values = found.pop("values", [])
+    if not found:
+        return {"values": np.stack(values, axis=1).tolist()}
+    return {measure: np.mean(rows, axis=0).tolist() for measure, rows in found.items()}
 
 
 def summarise_agreement(records: Records) -> tuple[dict[str, float | None], Interval]:
@@ -53,76 +52,55 @@ def summarise_agreement(records: Records) -> tuple[dict[str, float | None], Inte
     import numpy as np
 
     if "values" in records:
-        values = np.asarray(records["values"], dtype=np.float64)
+        old, new = np.moveaxis(np.asarray(records["values"], dtype=np.float64), -1, 0)
 
         def cosine(chosen: Sequence[int]) -> float:
-            old, new = np.moveaxis(values[list(chosen)], -1, 0).reshape(2, 1, -1)
-            return float(_cosine(old, new)[0])
+            return float(_cosine(old[list(chosen)].reshape(1, -1), new[list(chosen)].reshape(1, -1))[0])
 
-        low, high = jackknife(len(values), cosine)
-        interval = 100 - 100 * min(high, 1.0), 100 - 100 * low
-        return {"top1": None, "cosine": cosine(range(len(values))), "kl": None}, interval
+        low, high = jackknife(len(old), cosine)
+        means: dict[str, float | None] = {"top1": None, "cosine": cosine(range(len(old))), "kl": None}
+        return means, (100 - 100 * min(high, 1.0), 100 - 100 * low)
     means = {name: float(np.mean(records[name])) if name in records else None for name in ("top1", "cosine", "kl")}
     low, high = mean_interval(np.asarray(records["top1" if "top1" in records else "cosine"]))
-    top1 = means["top1"]
-    return {**means, "top1": None if top1 is None else 100 * top1}, (100 - high, 100 - low)
+    return {**means, "top1": None if means["top1"] is None else 100 * means["top1"]}, (100 - high, 100 - low)
 
 
-def _shared(baseline: Arrays, candidate: Arrays) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    shared = [
-        (before, candidate[name])
-        for name, before in baseline.items()
-        if name in candidate and candidate[name].shape == before.shape and before.dtype.kind in "fiu" and before.size
-    ]
+def _shared(baseline: Arrays, candidate: Arrays) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    shared = [name for name, before in baseline.items() if before.dtype.kind in "fiu" and before.size]
+    shared = [name for name in shared if name in candidate and candidate[name].shape == baseline[name].shape]
     if not shared:
-        shapes = [
-            ", ".join(f"'{name}' {array.shape}" for name, array in side.items()) for side in (baseline, candidate)
-        ]
+        old, new = (", ".join(f"'{name}' {side[name].shape}" for name in side) for side in (baseline, candidate))
         raise StageError(
-            f"the models share no output to compare: the baseline has {shapes[0]}, the optimized model {shapes[1]}",
+            f"the models share no output to compare: the baseline has {old}, the optimized model {new}",
             fix="compare models with the same output names and shapes",
         )
-    return shared
+    return ((baseline[name], candidate[name]) for name in shared)
 
 
 def _compare(before: NDArray[Any], after: NDArray[Any]) -> dict[str, NDArray[Any]]:
     import numpy as np
 
-    rows = max(1, CHUNK * len(before) // before.size)
-    chunks = [
-        _compare_chunk(before[start : start + rows], after[start : start + rows])
-        for start in range(0, len(before), rows)
-    ]
-    return {measure: np.concatenate([chunk[measure] for chunk in chunks]) for measure in chunks[0]}
-
-
-def _compare_chunk(before: NDArray[Any], after: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    import numpy as np
-
     count = len(before)
     if before.dtype.kind in "iu":
         return {"top1": (before == after).reshape(count, -1).mean(axis=1)}
-    old, new = (_classes_last(array.astype(np.float64)) for array in (before, after))
-    records = {"cosine": _cosine(old.reshape(count, -1), new.reshape(count, -1))}
-    if old.ndim > 1 and old.shape[-1] > 1:
-        same = old.argmax(axis=-1) == new.argmax(axis=-1)
-        records |= {"top1": same.reshape(count, -1).mean(axis=1), "kl": _divergence(old, new)}
-    return records
-
-
-def _classes_last(array: NDArray[Any]) -> NDArray[Any]:
-    import numpy as np
-
-    return np.moveaxis(array, 1, -1) if array.ndim >= 4 else array
+    if before.size == count:
+        return {"values": np.stack([before.ravel(), after.ravel()], axis=1)}
+    old, new = (array.astype(np.float64) for array in (before, after))
+    if old.ndim >= 4:
+        old, new = np.moveaxis(old, 1, -1), np.moveaxis(new, 1, -1)
+    cosine = _cosine(old.reshape(count, -1), new.reshape(count, -1))
+    if old.shape[-1] == 1:
+        return {"cosine": cosine}
+    same = old.argmax(axis=-1) == new.argmax(axis=-1)
+    return {"top1": same.reshape(count, -1).mean(axis=1), "cosine": cosine, "kl": _divergence(old, new)}
 
 
 def _cosine(old: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
     import numpy as np
 
     lengths = np.linalg.norm(old, axis=1) * np.linalg.norm(new, axis=1)
-    both_zero = (old == 0).all(axis=1) & (new == 0).all(axis=1)
     cosine = np.divide((old * new).sum(axis=1), lengths, out=np.zeros(len(old)), where=lengths > 0)
-    return np.where(both_zero, 1.0, np.clip(cosine, -1.0, 1.0))
+    return np.where((old == new).all(axis=1), 1.0, np.clip(cosine, -1.0, 1.0))
 
 
 def _divergence(old: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
@@ -130,10 +108,8 @@ def _divergence(old: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
     import numpy as np
 
     if (old >= 0).all() and np.allclose(old.sum(axis=-1), 1.0, atol=1e-3):
-        old, new = (np.clip(array, FLOOR, None) for array in (old, new))
-        log_old, log_new = (np.log(array / array.sum(axis=-1, keepdims=True)) for array in (old, new))
-    else:
-        log_old, log_new = _log_softmax(old), _log_softmax(new)
+        old, new = (np.log(np.clip(array, FLOOR, None)) for array in (old, new))
+    log_old, log_new = _log_softmax(old), _log_softmax(new)  # of logarithms: normalises them
     rows = (np.exp(log_old) * (log_old - log_new)).sum(axis=-1)
     means: NDArray[Any] = np.maximum(rows.reshape(len(rows), -1).mean(axis=1), 0.0)  # rounding may give -1e-17
     return means

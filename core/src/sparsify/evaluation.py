@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from sparsify.agreement import Records, observe_agreement, summarise_agreement
@@ -53,18 +53,19 @@ class Pair:
 class _Observed:
     """Gather one model's records while batches pass."""
 
-    metrics: Sequence[Metric]
+    who: str
+    session: Session
     records: dict[str, list[Any]] = field(default_factory=dict)
     samples: int = 0
     seconds: float = 0.0
 
-    def run(self, session: Session, batch: Batch, who: str) -> Outputs:
-        started = time.perf_counter()
-        raw = session.run(batch.inputs)
-        self.seconds += time.perf_counter() - started
-        outputs = _checked(raw, batch, who)
+    def run(self, batch: Batch, metrics: Sequence[Metric]) -> Outputs:
+        started = perf_counter()
+        raw = self.session.run(batch.inputs)
+        self.seconds += perf_counter() - started
+        outputs = _checked(raw, batch, self.who)
         self.samples += len(batch.keys)
-        for metric in self.metrics:
+        for metric in metrics:
             records = metric.observe(outputs, batch.targets)
             if len(records) != len(batch.keys):
                 raise PluginError(
@@ -74,14 +75,10 @@ class _Observed:
             self.records.setdefault(metric.name, []).extend(records)
         return outputs
 
-    def summary(self) -> Evaluation:
-        summaries = {metric.name: _summarise(metric, self.records[metric.name]) for metric in self.metrics}
-        return Evaluation(
-            values={name: value for name, (value, _) in summaries.items()},
-            intervals={name: interval for name, (_, interval) in summaries.items()},
-            samples=self.samples,
-            seconds=self.seconds,
-        )
+    def summary(self, metrics: Sequence[Metric]) -> Evaluation:
+        found = {metric.name: _summarise(metric, self.records[metric.name]) for metric in metrics}
+        values = {name: value for name, (value, _) in found.items()}
+        return Evaluation(values, {name: bounds for name, (_, bounds) in found.items()}, self.samples, self.seconds)
 
 
 def evaluate(
@@ -97,14 +94,9 @@ def evaluate(
     pad fills the last batch, for models of a fixed batch size; the padding never reaches a metric. Raises RequestError
     for an empty dataset, StageError for NaN or infinity among the outputs, naming output and sample.
     """
-    observed = _Observed(metrics)
-    with progress("evaluate", len(dataset)) as advance:
-        for batch in dataset.batches(batch_size, pad=pad):
-            observed.run(session, batch, "the model")
-            for _ in batch.keys:
-                advance()
-    _refuse_empty(observed.samples)
-    return observed.summary()
+    observed = _Observed("the model", session)
+    _pass_through([observed], dataset.batches(batch_size, pad=pad), len(dataset), metrics, progress)
+    return observed.summary(metrics)
 
 
 def evaluate_pair(
@@ -117,20 +109,29 @@ def evaluate_pair(
     progress: Progress = silent,
 ) -> Pair:
     """Measure two models over the same batches in one pass, and how far they agree; raises as `evaluate` does."""
-    before, after = _Observed(metrics), _Observed(metrics)
+    before, after = _Observed("the baseline", baseline), _Observed("the optimized model", candidate)
+    batches = dataset.batches(batch_size, pad=pad)
+    means, disagreement = summarise_agreement(_pass_through([before, after], batches, len(dataset), metrics, progress))
+    drops = {metric.name: _drop_interval(metric, before.records, after.records) for metric in metrics}
+    return Pair(before.summary(metrics), after.summary(metrics), means, {**drops, "agreement": disagreement})
+
+
+def _pass_through(
+    models: Sequence[_Observed], batches: Iterator[Batch], total: int, metrics: Sequence[Metric], progress: Progress
+) -> Records:
+    """Run every batch through the models; return the records of how far two of them agree."""
     agreement: Records = {}
-    with progress("evaluate", len(dataset)) as advance:
-        for batch in dataset.batches(batch_size, pad=pad):
-            old = before.run(baseline, batch, "the baseline")
-            new = after.run(candidate, batch, "the optimized model")
-            for name, records in observe_agreement(old, new).items():
-                agreement.setdefault(name, []).extend(records)
+    with progress("evaluate", total) as advance:
+        for batch in batches:
+            outputs = [model.run(batch, metrics) for model in models]
+            if len(outputs) == 2:
+                for name, records in observe_agreement(*outputs).items():
+                    agreement.setdefault(name, []).extend(records)
             for _ in batch.keys:
                 advance()
-    _refuse_empty(before.samples)
-    means, disagreement = summarise_agreement(agreement)
-    drops = {metric.name: _drop_interval(metric, before.records, after.records) for metric in metrics}
-    return Pair(before.summary(), after.summary(), means, {**drops, "agreement": disagreement})
+    if not models[0].samples:
+        raise RequestError("there are no samples to evaluate on", fix="give a dataset with at least one test sample")
+    return agreement
 
 
 def _checked(raw: Mapping[str, NDArray[Any]], batch: Batch, who: str) -> Outputs:
@@ -157,11 +158,6 @@ def _checked(raw: Mapping[str, NDArray[Any]], batch: Batch, who: str) -> Outputs
                 fix="check that sample and the preprocessing; if only the optimized model fails, lower --optim-level",
             )
     return outputs
-
-
-def _refuse_empty(samples: int) -> None:
-    if not samples:
-        raise RequestError("there are no samples to evaluate on", fix="give a dataset with at least one test sample")
 
 
 def _summarise(metric: Metric, records: list[Any]) -> tuple[float, Interval]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparsify.contracts import Metric
@@ -16,94 +16,76 @@ if TYPE_CHECKING:
     from sparsify.contracts import Arrays
 
 
-def class_scores(outputs: Arrays) -> NDArray[Any]:
-    """Return the output that scores classes, as (samples, classes), or a model's own class ids as (samples,).
+def class_scores(outputs: Arrays, *, ids: bool = True) -> NDArray[Any]:
+    """Return the output that scores classes, as (samples, classes), or, with `ids`, class ids as (samples,).
 
     It is the only output that fits; of several the one named *logits*, else the first, as exporters put auxiliary
-    outputs behind it. Raises RequestError where none fits.
+    outputs behind it; scores go before ids. Raises RequestError where none fits.
     """
-    fitting = {name: flat for name, array in outputs.items() if (flat := _flat(array)) is not None}
-    scores = {name: flat for name, flat in fitting.items() if flat.ndim == 2} or fitting
-    if not scores:
+    scores, numbers = {}, {}
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and array.ndim > 1 and 1 < max(array.shape[1:]) == array[:1].size:
+            scores[name] = array.reshape(len(array), -1)  # (N, C), or (N, C, 1, 1) of a fully convolutional model
+        elif ids and array.dtype.kind in "iu" and array.size == len(array):
+            numbers[name] = array.reshape(-1)  # the graph ends in ArgMax
+    fitting = scores or numbers
+    if not fitting:
         shapes = ", ".join(f"'{name}' {array.dtype} {array.shape}" for name, array in outputs.items())
         raise RequestError(
             f"no output scores classes: expected (samples, classes), found {shapes}",
             fix="give --eval-metric package.module:function, or data without labels (then agreement decides)",
         )
-    named = [name for name in scores if "logits" in name.lower()]
-    return scores[named[0] if named else next(iter(scores))]
+    return fitting[next((name for name in fitting if "logits" in name.lower()), next(iter(fitting)))]
 
 
-def _flat(array: NDArray[Any]) -> NDArray[Any] | None:
-    """Drop axes of length 1 behind the samples; None where the rest scores no classes."""
-    kept = [size for size in array.shape[1:] if size != 1]
-    if array.dtype.kind == "f" and len(kept) == 1:
-        return array.reshape(len(array), kept[0])
-    if array.dtype.kind in "iu" and array.ndim > 0 and not kept:
-        return array.reshape(len(array))
-    return None
-
-
-def _class_ids(targets: Sequence[Any], classes: int | None) -> NDArray[Any]:
+def _class_ids(targets: Sequence[Any], scores: NDArray[Any]) -> NDArray[Any]:
     import numpy as np
 
     ids = np.asarray(targets)
-    ids = ids.reshape(len(targets), -1) if len(targets) else ids.reshape(0, 1)
-    if ids.dtype.kind not in "iub" or ids.shape[1] != 1:
+    if ids.dtype.kind not in "iub" or ids.size != len(targets):
         raise RequestError(
-            f"targets are class ids, one integer a sample; found {ids.dtype} of {ids.shape[1]} values",
+            f"targets are class ids, one integer a sample; found {ids.dtype} of shape {ids.shape[1:]}",
             fix="store the label as one integer, or give --eval-metric package.module:function",
         )
-    ids = ids[:, 0].astype(np.int64)
-    if classes is not None and ((ids < 0) | (ids >= classes)).any():
-        wrong = int(ids[(ids < 0) | (ids >= classes)][0])
+    ids = ids.reshape(-1).astype(np.int64)
+    classes = scores.shape[1] if scores.ndim == 2 else np.iinfo(np.int64).max
+    wrong = ids[(ids < 0) | (ids >= classes)]
+    if len(wrong):
         raise RequestError(
-            f"target {wrong} is outside the model's {classes} classes (0 to {classes - 1})",
+            f"target {wrong[0]} is outside the model's {classes} classes (0 to {classes - 1})",
             fix="number classes from 0 as the model does, or give --class-list FILE",
         )
     return ids
 
 
-def _predicted(outputs: Arrays, targets: Sequence[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _pairs(outputs: Arrays, targets: Sequence[Any]) -> list[tuple[int, int]]:
+    """Record the predicted and the true class."""
     scores = class_scores(outputs)
-    if scores.ndim == 1:  # the graph ends in ArgMax
-        return scores, _class_ids(targets, None)
-    return scores.argmax(axis=1), _class_ids(targets, scores.shape[1])
-
-
-def _top1(outputs: Arrays, targets: Sequence[Any]) -> Sequence[Any]:
-    predicted, ids = _predicted(outputs, targets)
-    hits: list[bool] = (predicted == ids).tolist()
-    return hits
-
-
-def _top5(outputs: Arrays, targets: Sequence[Any]) -> Sequence[Any]:
-    import numpy as np
-
-    scores = class_scores(outputs)
-    if scores.ndim == 1:
-        raise RequestError("metric 'top5' needs scores of classes, found class ids", fix="use --eval-metric accuracy")
-    ids = _class_ids(targets, scores.shape[1])
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-    hits: list[bool] = (best == ids[:, None]).any(axis=1).tolist()
-    return hits
-
-
-def _pairs(outputs: Arrays, targets: Sequence[Any]) -> Sequence[Any]:
-    predicted, ids = _predicted(outputs, targets)
+    ids = _class_ids(targets, scores)
+    predicted = scores.argmax(axis=1) if scores.ndim == 2 else scores
     return list(zip(predicted.tolist(), ids.tolist(), strict=True))
 
 
+def _top1(outputs: Arrays, targets: Sequence[Any]) -> list[bool]:
+    return [predicted == true for predicted, true in _pairs(outputs, targets)]
+
+
+def _top5(outputs: Arrays, targets: Sequence[Any]) -> list[bool]:
+    import numpy as np
+
+    scores = class_scores(outputs, ids=False)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    return [bool(hit) for hit in (best == _class_ids(targets, scores)[:, None]).any(axis=1)]
+
+
 def _counts(records: Sequence[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Count by class: right predictions, all predictions, all targets."""
+    """Count by class that occurs: right predictions, all predictions, all targets."""
     import numpy as np
 
     pairs = np.asarray(records, dtype=np.int64)
-    _, ids = np.unique(pairs, return_inverse=True)
-    predicted, true = ids.reshape(pairs.shape).T
-    classes = int(ids.max()) + 1
-    right = np.bincount(true[predicted == true], minlength=classes)
-    return right, np.bincount(predicted, minlength=classes), np.bincount(true, minlength=classes)
+    ids = np.unique(pairs, return_inverse=True)[1].reshape(pairs.shape)
+    right = ids[ids[:, 0] == ids[:, 1], 0]
+    return tuple(np.bincount(some, minlength=ids.max() + 1) for some in (right, *ids.T))  # type: ignore[return-value]
 
 
 def _macro_f1(records: Sequence[Any]) -> float:
@@ -128,11 +110,22 @@ def function_metric(spec: str) -> Metric:
     outputs maps names to arrays whose first axis is the samples. Raises RequestError where there is no such function,
     and PluginError, while measuring, where it raises or returns anything else.
     """
-    function = _import_function(spec)
+    module, _, name = spec.partition(":")
+    try:
+        function = getattr(importlib.import_module(module or "."), name, None)
+    except Exception as error:  # a user's module may raise anything
+        raise RequestError(
+            f"--eval-metric {spec}: importing '{module}' failed: {type(error).__name__}: {error}",
+            fix="run where the module can be imported, for example with PYTHONPATH=. in front",
+        ) from error
+    if not inspect.isroutine(function):
+        raise RequestError(
+            f"--eval-metric {spec}: {module} has no function '{name}'", fix=f"define {name}(outputs, targets) there"
+        )
 
-    def observe(outputs: Arrays, targets: Sequence[Any]) -> Sequence[Any]:
+    def observe(outputs: Arrays, targets: Sequence[Any]) -> list[float]:
         try:
-            result = function(outputs, targets)
+            return _checked(spec, function(outputs, targets), len(targets))
         except SparsifyError:
             raise
         except Exception as error:
@@ -140,46 +133,20 @@ def function_metric(spec: str) -> Metric:
                 f"--eval-metric {spec} failed: {type(error).__name__}: {error}",
                 fix=f"mend {spec}, or run again with --debug for the traceback",
             ) from error
-        return _checked(spec, result, len(targets))
 
     return Metric(spec, observe)
-
-
-def _import_function(spec: str) -> Callable[..., Any]:
-    module, colon, name = spec.partition(":")
-    if not (colon and module and name):
-        raise RequestError(
-            f"--eval-metric {spec} is not of the form package.module:function", fix="write for example my_metrics:score"
-        )
-    try:
-        function = getattr(importlib.import_module(module), name, None)
-    except Exception as error:
-        raise RequestError(
-            f"--eval-metric {spec}: importing {module} failed: {type(error).__name__}: {error}",
-            fix="run where the module can be imported, for example with PYTHONPATH=. in front",
-        ) from error
-    if not callable(function) or inspect.isclass(function):
-        raise RequestError(
-            f"--eval-metric {spec}: {module} has no function '{name}'", fix=f"define {name}(outputs, targets) there"
-        )
-    found: Callable[..., Any] = function
-    return found
 
 
 def _checked(spec: str, result: Any, samples: int) -> list[float]:
     import numpy as np
 
-    fix = f"return a list of {samples} numbers from 0 to 1, one for each sample of the batch"
-    try:
-        numbers = np.asarray(result, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise PluginError(f"--eval-metric {spec} returned {type(result).__name__}, expected numbers", fix=fix) from None
-    if numbers.shape != (samples,):
+    numbers = np.asarray(result, dtype=np.float64)
+    wrong = numbers[~((numbers >= 0) & (numbers <= 1))]  # NaN among them
+    if numbers.shape != (samples,) or len(wrong):
+        found = f"shape {numbers.shape}" if numbers.shape != (samples,) else f"{wrong[0]:g}"
         raise PluginError(
-            f"--eval-metric {spec} returned shape {numbers.shape} for {samples} samples, expected ({samples},)", fix=fix
+            f"--eval-metric {spec} returned {found}, expected {samples} numbers from 0 to 1",
+            fix="return a list with one number from 0 to 1 for each sample of the batch",
         )
-    if not ((numbers >= 0) & (numbers <= 1)).all():  # NaN fails this too
-        wrong = float(numbers[~((numbers >= 0) & (numbers <= 1))][0])
-        raise PluginError(f"--eval-metric {spec} returned {wrong:g}, expected numbers from 0 to 1", fix=fix)
     records: list[float] = numbers.tolist()
     return records

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsify.contracts import Data, Description, Metric, Model
+from sparsify.contracts import Data, Description, Layer, Metric, Model
 from sparsify.errors import ExitCode
 from sparsify.evaluation import Evaluation, Pair
 from sparsify.levels import parse_budget
 from sparsify.recipe import Recipe
-from sparsify.timing import Timing, gzip_size, time_ratio
+from sparsify.timing import Ratio, Timing, gzip_size, time_ratio
 
 if TYPE_CHECKING:
     from sparsify.pipeline import Loaded
@@ -24,71 +25,76 @@ SLOWER = 1.02  # lower 95 % bound of the time ratio to the best float configurat
 CHANCE_FACTOR = 1.5
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Hold what the verify stage measured; timings by runtime, then `baseline` and `optimized`; errors in dB by layer."""
+
+    pair: Pair
+    timings: Mapping[str, Mapping[str, Timing]]
+    errors: Mapping[str, float]
+
+    def ratio(self, runtime: str) -> Ratio:
+        """Return the time of the optimized model ÷ the baseline's on a runtime."""
+        return time_ratio(self.timings[runtime]["optimized"], self.timings[runtime]["baseline"])
+
+
 def build_metrics(
     plan: Plan,
     loaded: Loaded,
     recipe: Recipe,
     model: Model,
-    baseline: Evaluation,
-    pair: Pair,
-    timings: Mapping[str, Mapping[str, Timing]],
-    errors: Mapping[str, float],
+    measured: Measured,
     stages: Sequence[Mapping[str, Any]],
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Build what metrics.json holds (DESIGN §6), and a few keys more for the report."""
-    after = plan.model_format.describe(model)
+    asked, pair = plan.experiment, measured.pair
     artefact = plan.folder.deployment / "model.onnx"
-    deciding, scores = judged(plan.metrics, pair)
-    given = parse_budget(plan.experiment.max_drop, agreement=deciding == "agreement")
-    facts = (plan, loaded.description, after, timings)
-    before = _side(plan.model_path, pair.baseline, "baseline", *facts)
-    optimized = _side(artefact, pair.candidate, "optimized", *facts)
-    if deciding == "agreement":
-        before["metrics"], optimized["metrics"] = {deciding: scores[0]}, {deciding: scores[1]}
-    ratio = time_ratio(
-        timings[plan.experiment.runtime[0]]["optimized"], timings[plan.experiment.runtime[0]]["baseline"]
+    deciding, (score, new_score) = judged(plan.metrics, pair)
+    drop = score - new_score if deciding == "agreement" or plan.metrics[0].higher_is_better else new_score - score
+    budget = parse_budget(asked.max_drop, agreement=deciding == "agreement")
+    ratio = measured.ratio(asked.runtime[0])
+    verdict = judge(
+        changed=bool(recipe.steps),
+        verified=loaded.splits.verified and not near_chance(pair.baseline, loaded.data, plan.metrics),
+        drop=drop,
+        budget=budget.resolved(score),
+        slower=ratio.low > SLOWER,
     )
+    before = _side(plan.model_path, "baseline", {deciding: score}, pair.baseline, measured, loaded)
+    after = _side(artefact, "optimized", {deciding: new_score}, pair.candidate, measured, loaded)
     return {
         "schema": 1,
-        "kind": plan.experiment.kind,
+        "kind": asked.kind,
         "use_case": plan.use_case_name,
-        "optim_level": plan.experiment.optim_level,
-        "seed": plan.experiment.seed,
-        "verdict": judge(
-            changed=bool(recipe.steps),
-            verified=loaded.splits.verified and not near_chance(baseline, loaded.data, plan.metrics),
-            drop=_drop(scores, deciding, plan.metrics),
-            budget=given.resolved(scores[0]),
-            slower=ratio.low > SLOWER,
-        ),
+        "optim_level": asked.optim_level,
+        "seed": asked.seed,
+        "verdict": verdict,
         "metric": deciding,
-        "budget": {"points": given.resolved(scores[0]), "given": given.given},
+        "budget": {"points": budget.resolved(score), "given": budget.given},
         "baseline": before,
-        "optimized": {
-            **optimized,
-            "sparsity": _sparsity(after, eligible=True),
-            "sparsity_file": _ratio(after.zeros, after.parameters),
-            "quantized": {
-                "int8": sum(layer.precision == "int8" for layer in after.layers),
-                "of": loaded.description.computing,
-            },
-        },
+        "optimized": {**after, **_compression(plan.model_format.describe(model), after, asked.runtime[0])},
         "agreement": pair.agreement,
-        "drop": {"points": _drop(scores, deciding, plan.metrics), "interval": pair.drop_interval},
+        "drop": {"points": round(drop, 6), "interval": pair.drop_interval},
         "samples": loaded.splits.counts(),
         "unreadable": dict(loaded.splits.test.unreadable),
-        "layers": _layers(loaded.description, after, errors, model),
+        "layers": _layers(loaded.description, plan.model_format.describe(model), measured.errors, model),
         "stages": list(stages),
-        "speedup": {
-            name: round(1 / time_ratio(pair_["optimized"], pair_["baseline"]).value, 3)
-            for name, pair_ in timings.items()
-        },
+        "speedup": {name: round(1 / measured.ratio(name).value, 3) for name in measured.timings},
         "speedup_interval": [round(1 / ratio.high, 3), round(1 / ratio.low, 3)],
-        "compression": round(before["bytes"] / optimized["bytes"], 3),
+        "compression": round(before["bytes"] / after["bytes"], 3),
         "environment": environment(),
         "notes": list(notes),
         "files": {"folder": str(plan.folder.path), "model": str(artefact)},
+    }
+
+
+def _compression(after: Description, side: Mapping[str, Any], deciding_runtime: str) -> dict[str, Any]:
+    latency = side["latency"][deciding_runtime]
+    return {
+        "sparsity": _sparsity([layer for layer in after.layers if layer.eligible]),
+        "sparsity_file": round(after.zeros / after.parameters, 6) if after.parameters else 0.0,
+        "quantized": {"int8": latency["int8_executed"], "of": latency["of"]},
     }
 
 
@@ -127,33 +133,18 @@ def near_chance(baseline: Evaluation, data: Data, metrics: Sequence[Metric]) -> 
     return baseline.intervals[name][0] <= data.chance or baseline.values[name] < CHANCE_FACTOR * data.chance
 
 
-def _drop(scores: tuple[float, float], deciding: str, metrics: Sequence[Metric]) -> float:
-    rising = deciding == "agreement" or metrics[0].higher_is_better
-    return round(scores[0] - scores[1] if rising else scores[1] - scores[0], 6)
-
-
 def _side(
-    path: Path,
-    evaluation: Evaluation,
-    side: str,
-    plan: Plan,
-    dense: Description,
-    after: Description,
-    timings: Mapping[str, Mapping[str, Timing]],
+    path: Path, name: str, deciding: Mapping[str, float], evaluation: Evaluation, measured: Measured, loaded: Loaded
 ) -> dict[str, Any]:
-    del after
+    values, computing = {**deciding, **evaluation.values}, loaded.description.computing
     return {
         "model": str(path),
-        "bytes": _bytes(path),
+        "bytes": path.stat().st_size,
         "compressed_bytes": gzip_size(path),
-        "metrics": {name: round(value, 4) for name, value in evaluation.values.items()},
-        "intervals": {name: [round(bound, 4) for bound in pair] for name, pair in evaluation.intervals.items()},
-        "latency": {runtime: _latency(both[side], dense.computing) for runtime, both in timings.items()},
+        "metrics": {metric: round(value, 4) for metric, value in values.items()},
+        "intervals": {metric: [round(bound, 4) for bound in pair] for metric, pair in evaluation.intervals.items()},
+        "latency": {runtime: _latency(both[name], computing) for runtime, both in measured.timings.items()},
     }
-
-
-def _bytes(path: Path) -> int:
-    return path.stat().st_size
 
 
 def _latency(timing: Timing, computing: int) -> dict[str, Any]:
@@ -169,14 +160,9 @@ def _latency(timing: Timing, computing: int) -> dict[str, Any]:
     }
 
 
-def _sparsity(description: Description, *, eligible: bool) -> float:
-    layers = [layer for layer in description.layers if layer.eligible or not eligible]
-    zeros = sum(layer.sparsity * layer.parameters for layer in layers)
-    return _ratio(zeros, sum(layer.parameters for layer in layers))
-
-
-def _ratio(part: float, whole: float) -> float:
-    return round(part / whole, 6) if whole else 0.0
+def _sparsity(layers: Sequence[Layer]) -> float:
+    weights = sum(layer.parameters for layer in layers)
+    return round(sum(layer.sparsity * layer.parameters for layer in layers) / weights, 6) if weights else 0.0
 
 
 def _layers(dense: Description, after: Description, errors: Mapping[str, float], model: Model) -> list[dict[str, Any]]:

@@ -12,10 +12,10 @@ from typing import Any
 from sparsify.contracts import Context, Data, DataRequest, Description, Model
 from sparsify.data import spool
 from sparsify.errors import RequestError
-from sparsify.evaluation import Evaluation, Pair, evaluate, evaluate_pair
+from sparsify.evaluation import evaluate, evaluate_pair
 from sparsify.experiment import Experiment
 from sparsify.modifiers import resolve_modifiers
-from sparsify.outcome import build_metrics, exit_code, near_chance
+from sparsify.outcome import Measured, build_metrics, exit_code, near_chance
 from sparsify.plugins import Plugins, load_plugins
 from sparsify.recipe import Recipe, dump_recipe
 from sparsify.resolve import Plan, request_of, resolve
@@ -82,7 +82,7 @@ def run(
     with timed("load"):
         loaded = load(plan, notes)
     with timed("baseline"):
-        baseline = measure_baseline(plan, loaded, talk, notes)
+        measure_baseline(plan, loaded, talk, notes)
     with timed("recipe"):
         recipe = write_recipe(plan, loaded)
     with timed("apply"):
@@ -90,9 +90,9 @@ def run(
     with timed("export"):
         artefact = export(plan, loaded, model)
     with timed("verify"):
-        pair, timings, errors = verify(plan, loaded, model, artefact, talk)
+        measured = verify(plan, loaded, model, artefact, talk)
     with timed("report"):
-        metrics = build_metrics(plan, loaded, recipe, model, baseline, pair, timings, errors, records, notes.lines)
+        metrics = build_metrics(plan, loaded, recipe, model, measured, records, notes.lines)
         write_report(plan.folder, metrics)
     observe(plugins, talk, plan.folder.path, metrics)
     return Result(plan.folder.path, metrics["verdict"], exit_code(metrics["verdict"]), metrics)
@@ -169,7 +169,7 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> Evaluation:
+def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> None:
     """Measure the model as it came, before anything is changed, and warn where it is no better than guessing."""
     open_session = plan.plugins.load("runtimes", plan.experiment.runtime[0])
     session = open_session(plan.model_path, plan.experiment.threads)
@@ -189,7 +189,6 @@ def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> Ev
             f"the baseline's {plan.metrics[0].name} is near chance ({loaded.data.chance:.2f}): the preprocessing "
             "(--preprocess) or the class order (--class-list) is probably not what the model was trained with"
         )
-    return baseline
 
 
 def write_recipe(plan: Plan, loaded: Loaded) -> Recipe:
@@ -263,9 +262,7 @@ def _tensor(spec: Any) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
 
 
-def verify(
-    plan: Plan, loaded: Loaded, model: Model, artefact: Path, talk: Talk
-) -> tuple[Pair, dict[str, dict[str, Timing]], Mapping[str, float]]:
+def verify(plan: Plan, loaded: Loaded, model: Model, artefact: Path, talk: Talk) -> Measured:
     """Load the written file, measure it beside the baseline on the test samples, and time both interleaved."""
     deciding = plan.plugins.load("runtimes", plan.experiment.runtime[0])
     before, after = (deciding(path, plan.experiment.threads) for path in (plan.model_path, artefact))
@@ -278,7 +275,8 @@ def verify(
         before.close()
         after.close()
     errors = plan.model_format.compare(loaded.model, model, _few(loaded), loaded.batch_size)
-    return pair, {name: time_runtime(plan, loaded, name, artefact, talk) for name in plan.experiment.runtime}, errors
+    timings = {name: time_runtime(plan, loaded, name, artefact, talk) for name in plan.experiment.runtime}
+    return Measured(pair, timings, errors)
 
 
 def _few(loaded: Loaded) -> Any:

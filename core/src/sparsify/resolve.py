@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsify.contracts import DatasetLoader, Metric, ModelFormat, UseCase
-from sparsify.errors import MissingLibraryError, RequestError
-from sparsify.plugins import Offer, Plugins, load_target, missing
+from sparsify.errors import RequestError
+from sparsify.plugins import Offer, Plugins, load_target, missing, needs
 from sparsify.recipe import Recipe
 from sparsify.run_folder import RunFolder, check_resumable, plan_folder
 from sparsify.use_cases import UseCaseChoice, resolve_use_case
@@ -108,10 +108,7 @@ def require(offer: Offer) -> None:
     """Raise MissingLibraryError where an entry's libraries are not installed, without importing any."""
     absent = missing(offer.entry)
     if absent:
-        raise MissingLibraryError(
-            f"'{offer.entry.name}' of {offer.plugin.distribution} needs {', '.join(absent)}, not installed here",
-            fix=f"pip install {' '.join(absent)}",
-        )
+        raise needs(offer, absent)
 
 
 def find_format(path: Path, plugins: Plugins) -> ModelFormat:

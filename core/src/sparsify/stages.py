@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from sparsify.errors import PluginError, SparsifyError, StageError
@@ -42,14 +41,9 @@ def stage(name: str, plugins: Plugins, talk: Talk, records: list[dict[str, Any]]
             f"stage '{name}' ran out of memory", fix="use fewer --calibration-samples, or a machine with more memory"
         ) from error
     except Exception as error:
-        culprit = _culprit(error.__traceback__, plugins)
         talk.event("stage-failed", stage=name, traceback=traceback.format_exc())
-        if culprit is None:
-            raise
-        raise PluginError(
-            f"plugin '{culprit}' failed in stage '{name}': {type(error).__name__}: {error}",
-            fix=f"run again with --debug for the traceback, or `sparsify plugins check {culprit}`",
-        ) from error
+        blame(error, plugins, f"stage '{name}'")
+        raise
     seconds = round(time.monotonic() - started, 2)
     records.append({"name": name, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
     talk.event("stage-finished", **records[-1])
@@ -64,12 +58,16 @@ def _disk(name: str, error: OSError) -> StageError:
     return StageError(f"stage '{name}' failed on {where}: {error.strerror or error}", fix=fix)
 
 
-def _culprit(trace: TracebackType | None, plugins: Plugins) -> str | None:
-    """Name the plugin whose code was the last of ours or a plugin's to run, or None where that was core's."""
+def blame(error: Exception, plugins: Plugins, where: str) -> None:
+    """Raise PluginError where a plugin's code was the last of ours or a plugin's to run; return where core's was."""
     owners = {row.module.split(".")[0]: row.name for row in plugins.found}
-    last = "sparsify"
+    last, trace = "sparsify", error.__traceback__
     while trace is not None:
         package = str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
         last = package if package in owners else last
         trace = trace.tb_next
-    return None if last == "sparsify" else owners[last]
+    if last != "sparsify":
+        raise PluginError(
+            f"plugin '{owners[last]}' failed in {where}: {type(error).__name__}: {error}",
+            fix=f"run again with --debug for the traceback, or `sparsify plugins check {owners[last]}`",
+        ) from error

@@ -65,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
         typer.echo(f"sparsify {version('sparsify-core')}")
         sys.exit(ExitCode.OK)
+    plugins = load_plugins()
     try:
-        code = CommandGroup(load_plugins()).main(arguments, prog_name="sparsify", standalone_mode=False)
+        code = _call(plugins, arguments)
     except SparsifyError as error:
         _fail(error.lines(), error.exit_code, debug)
     except TyperException as error:
@@ -77,6 +78,19 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.OK)
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _call(plugins: Plugins, arguments: list[str]) -> Any:
+    """Call the command; an exception out of a plugin's code is that plugin's fault, one out of core a bug of ours."""
+    try:
+        return CommandGroup(plugins).main(arguments, prog_name="sparsify", standalone_mode=False)
+    except (SparsifyError, TyperException, typer.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        from sparsify.stages import blame
+
+        blame(error, plugins, f"`sparsify {arguments[0]}`")
+        raise
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

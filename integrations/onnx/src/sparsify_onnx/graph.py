@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,12 +66,60 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
 
 
+def reads(node: onnx.NodeProto) -> set[str]:
+    """Name the tensors a node reads, those that its subgraphs take from outside included."""
+    names = {name for name in node.input if name}
+    for graph in subgraphs(node):
+        made = {name for inner in graph.node for name in inner.output}
+        made |= {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+        names |= {name for inner in graph.node for name in reads(inner)} - made
+        names |= {value.name for value in graph.output} - made
+    return names
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the bodies of If, Loop and Scan."""
+    for item in node.attribute:
+        if item.type == onnx.AttributeProto.GRAPH:
+            yield item.g
+        yield from item.graphs
+
+
+def walk(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield every node, those in subgraphs included."""
+    for node in graph.node:
+        yield node
+        for inner in subgraphs(node):
+            yield from walk(inner)
+
+
+def model_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """List the inputs a caller must feed: graph inputs that no initializer fills (opset 8 and older listed both)."""
+    filled = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in filled]
+
+
 def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
-    """List the weighted layers in topological order; the first and the last are not prunable, nor depthwise ones."""
+    """List the weighted layers in topological order; the first and the last are not prunable, nor depthwise ones.
+
+    Node names must be unique (`normalize.name_nodes`). A weight that anything else reads too is not prunable either.
+    """
     constants = initializers(model)
     found = [layer for node in model.graph.node if (layer := _layer(node, constants)) is not None]
     first, last = _ends(model, found)
-    return tuple(_with_reason(layer, layer.name in first, layer.name in last) for layer in found)
+    readers: dict[str, list[str]] = defaultdict(list)
+    for node in model.graph.node:
+        for name in reads(node) & constants.keys():
+            readers[name].append(node.name)
+    return tuple(
+        _with_reason(
+            layer,
+            [name for name in readers[layer.weight] if name != layer.name],
+            layer.name in first,
+            layer.name in last,
+        )
+        for layer in found
+    )
 
 
 def _layer(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> WeightLayer | None:
@@ -92,7 +140,7 @@ def _layer(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> W
     return WeightLayer(
         name=node.name,
         op=node.op_type,
-        input=node.input[1 - place] if place < 2 else node.input[0],
+        input=node.input[1 - place],
         output=node.output[0],
         weight=weight.name,
         weight_input=place,
@@ -110,7 +158,7 @@ def _ends(model: onnx.ModelProto, layers: list[WeightLayer]) -> tuple[set[str], 
     reached: set[str] = set()  # tensors that a weighted layer precedes
     first: set[str] = set()
     for node in model.graph.node:
-        after = any(name in reached for name in node.input)
+        after = not reached.isdisjoint(reads(node))
         if node.name in weighted and not after:
             first.add(node.name)
         if after or node.name in weighted:
@@ -122,13 +170,11 @@ def _ends(model: onnx.ModelProto, layers: list[WeightLayer]) -> tuple[set[str], 
         if node.name in weighted and not before:
             last.add(node.name)
         if before or node.name in weighted:
-            leading.update(node.input)
+            leading |= reads(node)
     return first, last
 
 
-def _with_reason(layer: WeightLayer, first: bool, last: bool) -> WeightLayer:
-    from dataclasses import replace
-
+def _with_reason(layer: WeightLayer, others: list[str], first: bool, last: bool) -> WeightLayer:
     reason = ""
     if layer.op == "ConvTranspose":
         reason = "transposed convolution"
@@ -136,6 +182,8 @@ def _with_reason(layer: WeightLayer, first: bool, last: bool) -> WeightLayer:
         reason = "depthwise convolution" if layer.shape[1] == 1 else "grouped convolution"
     elif len(layer.shape) > 2 and layer.op in ("MatMul", "Gemm"):
         reason = "batched weight"
+    elif others:
+        reason = f"weight shared with {others[0]}"
     elif first:
         reason = "first layer"
     elif last:

@@ -1,0 +1,60 @@
+"""Offer what this package adds to Sparsify."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sparsify import Entry, hookimpl
+
+ONNX = ("onnx",)
+AFTER = "post-training"
+
+
+@hookimpl
+def model_loaders() -> Iterable[Entry]:
+    return (Entry("onnx", "sparsify_onnx.model_format:FORMAT", "ONNX models, opset 11 and up", accepts=(".onnx",)),)
+
+
+@hookimpl
+def modifiers() -> Iterable[Entry]:
+    return (
+        Entry(
+            "MagnitudePruningModifier",
+            "sparsify_onnx.pruning:MagnitudePruningModifier",
+            "zero the smallest weights",
+            accepts=ONNX,
+            returns="onnx",
+            phase=AFTER,
+        ),
+        Entry(
+            "SparseGPTModifier",
+            "sparsify_onnx.pruning:SparseGPTModifier",
+            "zero the weights whose loss the others can make up for, and refit them (Frantar & Alistarh 2023)",
+            accepts=ONNX,
+            returns="onnx",
+            phase=AFTER,
+        ),
+        Entry(
+            "QuantizationModifier",
+            "sparsify_onnx.quantization:QuantizationModifier",
+            "static INT8: weights per channel, activations from calibration data",
+            accepts=ONNX,
+            returns="onnx",
+            phase=AFTER,
+        ),
+    )
+
+
+@hookimpl
+def recipe_generators() -> Iterable[Entry]:
+    return (Entry("one-shot", "sparsify_onnx.recipe:write", "the recipe that --optim-level asks for"),)
+
+
+@hookimpl
+def runtimes() -> Iterable[Entry]:
+    return (Entry("onnxruntime", "sparsify_onnx.runtime:open_session", "ONNX Runtime on the CPU", accepts=ONNX),)
+
+
+@hookimpl
+def commands() -> Iterable[Entry]:
+    return (Entry("analyze", "sparsify_onnx.analyze:app", "parameters, MACs, sparsity and precision per layer"),)

@@ -1,0 +1,214 @@
+"""Read and write ONNX files: protobuf, external data, atomic replacement."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto, helper
+from sparsify import RequestError
+
+from sparsify_onnx.graph import walk
+
+PROTOBUF_BYTES = (1 << 31) - (64 << 20)  # of weights: one message holds 2 GB, the graph included
+EXTERNAL_BYTES = 1_500_000_000  # above this the weights go into a file of their own
+ALIGNMENT = 4096  # pages, so that runtimes may map the file
+SMALL_BYTES = 1024  # tensors below stay in the model file: shapes and scales must be readable without the data
+CHUNK = 1 << 20
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """Parse an ONNX file and pull in its external data; raises RequestError for whatever is wrong with the files."""
+    model = _parse(path)
+    for tensor in tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            _fill(tensor, path)
+    return model
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise RequestError(f"model {path} {what}", fix="give the path of an .onnx file")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise _no_onnx(path) from error
+    if not model.HasField("graph") or not model.opset_import:
+        raise _no_onnx(path)
+    return model
+
+
+def _no_onnx(path: Path) -> RequestError:
+    return RequestError(
+        f"{path} is no ONNX model, or it is cut short ({path.stat().st_size:,} bytes)",
+        fix="export or copy the model again, and check that the sizes agree",
+    )
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Yield every tensor in a model: initializers and attributes, those of subgraphs and functions included."""
+    yield from model.graph.initializer
+    nodes = [*walk(model.graph), *(node for function in model.functions for node in function.node)]
+    for node in nodes:
+        for item in node.attribute:
+            if item.type == onnx.AttributeProto.TENSOR:
+                yield item.t
+            yield from item.tensors
+            for graph in [item.g, *item.graphs]:
+                yield from graph.initializer
+
+
+def model_files(path: Path) -> tuple[Path, ...]:
+    """List the files a model consists of: itself and its data files."""
+    model = _parse(path)
+    places = (tensor for tensor in tensors(model) if tensor.data_location == TensorProto.EXTERNAL)
+    return path, *dict.fromkeys(_data_file(tensor, path) for tensor in places)
+
+
+def _data_file(tensor: TensorProto, path: Path) -> Path:
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
+    if not location or ".." in parts or PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor:
+        raise RequestError(
+            f"{path}: tensor '{tensor.name}' keeps its data in '{location}', outside the model's folder",
+            fix="save the model again with its data file beside it (onnx.save with a relative `location`)",
+        )
+    # a model reached through a link may have its data beside the link or beside the file
+    places = [folder / location for folder in (path.parent, path.resolve().parent)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise RequestError(
+            f"{path}: the external data file '{location}' is missing (tensor '{tensor.name}' needs it)",
+            fix=f"copy {location} into {path.parent}, or export the model again",
+        )
+    return found
+
+
+def _fill(tensor: TensorProto, path: Path) -> None:
+    place = _data_file(tensor, path)
+    facts = {entry.key: entry.value for entry in tensor.external_data}
+    offset, size = _number(facts.get("offset"), 0), place.stat().st_size
+    length = _number(facts.get("length"), max(size - offset, 0))
+    with place.open("rb") as file:
+        file.seek(offset)
+        data = file.read(min(length, size))
+    if len(data) != length:
+        raise RequestError(
+            f"{place} is cut short: tensor '{tensor.name}' needs bytes {offset} to {offset + length}, found {size}",
+            fix="copy the data file again, or export the model again",
+        )
+    tensor.raw_data = data
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def _number(text: str | None, default: int) -> int:
+    return int(text) if text and text.isdecimal() else default
+
+
+def tensor_bytes(tensor: TensorProto) -> int:
+    """Return the size of a tensor's data from its type and dims; protobuf's own ByteSize serializes it."""
+    if tensor.data_type not in helper.get_all_tensor_dtypes():
+        return 0  # a broken file: the checker says so
+    return int(prod(tensor.dims)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Return the size of all initializers, which is the model's but for the graph."""
+    return sum(tensor_bytes(tensor) for tensor in model.graph.initializer)
+
+
+def write_atomic(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model so that a killed run leaves the old file or the new one; the same model gives the same bytes."""
+    external = weight_bytes(model) > EXTERNAL_BYTES
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        write_files(model, temporary, external=external, data_name=f"{path.name}.data")
+        if external:
+            os.replace(_partial_data(temporary), path.with_name(f"{path.name}.data"))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        _partial_data(temporary).unlink(missing_ok=True)
+
+
+def _partial_data(path: Path) -> Path:
+    return path.with_name(f"{path.name}.data")
+
+
+def write_files(model: onnx.ModelProto, path: Path, *, external: bool, data_name: str = "") -> None:
+    """Write `path`, and with `external` the large initializers to `path`.data, which the model calls `data_name`."""
+    if external:
+        model = _write_data(model, _partial_data(path), data_name or f"{path.name}.data")
+    _write(path, model.SerializeToString(deterministic=True))
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_data(model: onnx.ModelProto, path: Path, name: str) -> onnx.ModelProto:
+    """Write the data of large initializers and return the model without it; the model given is left alone."""
+    light = without_initializers(model)
+    with path.open("wb") as file:
+        for tensor in model.graph.initializer:
+            if tensor_bytes(tensor) < SMALL_BYTES or tensor.data_type == TensorProto.STRING:
+                light.graph.initializer.append(tensor)
+                continue
+            raw = tensor if tensor.HasField("raw_data") else _raw(tensor)
+            file.write(b"\0" * (-file.tell() % ALIGNMENT))
+            stub = light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            stub.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", name), ("offset", file.tell()), ("length", len(raw.raw_data))):
+                stub.external_data.add(key=key, value=str(value))
+            file.write(raw.raw_data)
+        file.flush()
+        os.fsync(file.fileno())
+    return light
+
+
+def _raw(tensor: TensorProto) -> TensorProto:
+    return onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name)
+
+
+def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy everything but the initializers."""
+    graph, light = onnx.GraphProto(), onnx.ModelProto()
+    for field, value in model.graph.ListFields():
+        if field.name != "initializer":
+            _put(graph, field.name, value)
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            _put(light, field.name, value)
+    light.graph.CopyFrom(graph)
+    return light
+
+
+def _put(message: onnx.GraphProto | onnx.ModelProto, name: str, value: object) -> None:
+    if isinstance(value, (str, int)):
+        setattr(message, name, value)
+    else:
+        getattr(message, name).MergeFrom(value)
+
+
+def file_sizes(paths: tuple[Path, ...]) -> tuple[int, int]:
+    """Return the bytes of these files, and what gzip -9 makes of them; streamed."""
+    plain = packed = 0
+    for path in paths:
+        squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
+        with path.open("rb") as file:
+            while block := file.read(CHUNK):
+                plain += len(block)
+                packed += len(squeeze.compress(block))
+        packed += len(squeeze.flush())
+    return plain, packed
