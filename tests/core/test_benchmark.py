@@ -137,16 +137,7 @@ def test_the_same_model_may_be_timed_twice_and_on_several_runtimes(run: Run, mod
 def test_the_table_names_everything_and_shows_unknowns_as_dashes(run: Run, model: Callable[..., str]) -> None:
     path = model(["x", "float32", ["n", 3]])
     shown = run(path, path, "--runtime", "slow")
-    for word in (
-        "runtime slow, batch 1, all cores",
-        "a.json",
-        "p50",
-        "p95",
-        "items/s",
-        "float32",
-        "against the first",
-        "–",
-    ):
+    for word in ("a.json", "slow", "p50", "p95", "items/s", "float32", "the first", "–"):
         assert word in shown
 
 
@@ -177,13 +168,13 @@ def test_a_deployment_folder_is_a_model(run: Run, model: Callable[..., str], tmp
 def test_a_folder_without_a_model_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RequestError, match=r"empty is a folder without model\.onnx") as error:
-        run(str(tmp_path / "empty"))
+        run(str(tmp_path / "empty"), "--runtime", "slow")
     assert error.value.fix == "give a model file or a deployment folder"
 
 
 def test_an_absent_file_is_refused(run: Run) -> None:
     with pytest.raises(RequestError, match=r"MODEL: absent/a\.json does not exist"):
-        run("absent/a.json")
+        run("absent/a.json", "--runtime", "slow")
 
 
 def test_an_unknown_runtime_is_refused(run: Run, model: Callable[..., str]) -> None:

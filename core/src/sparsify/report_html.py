@@ -11,28 +11,6 @@ from typing import Any
 from sparsify.plots import bar_plot, line_plot, round_top
 from sparsify.report_figures import DASH, Table, bars, cards, dig, number, percent, summary, tables, verdict
 
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title: $use_case</title>
-<style>
-$style</style>
-</head>
-<body>
-<main>
-<header class="$tone">
-<p class="over">$use_case · $kind · level $level · seed $seed</p>
-<h1>$title</h1>
-<p class="lead">$summary</p>
-<p class="note">$text</p>
-</header>
-$body</main>
-</body>
-</html>
-""")
-
 
 def render_html(metrics: Mapping[str, Any]) -> str:
     """Return the report as one self-contained HTML page; everything that comes from files is escaped."""
@@ -42,8 +20,9 @@ def render_html(metrics: Mapping[str, Any]) -> str:
     words |= {name: metrics.get(name) or DASH for name in ("use_case", "kind")}
     figures, *others = map(_table, tables(metrics))
     body = [_cards(metrics), _bars(metrics), figures, _notes(metrics), *_layer_plots(metrics), *others]
-    style = files("sparsify").joinpath("report.css").read_text(encoding="utf-8")
-    return PAGE.substitute({name: _text(word) for name, word in words.items()}, style=style, body="".join(body))
+    page, style = (files("sparsify").joinpath(name).read_text("utf-8") for name in ("report.html", "report.css"))
+    escaped = {name: _text(word) for name, word in words.items()}
+    return Template(page).substitute(escaped, style=style, body="".join(body))
 
 
 def _text(value: Any) -> str:

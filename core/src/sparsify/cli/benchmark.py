@@ -96,11 +96,13 @@ def _inputs(path: Path, opener: Callable[[], Session], plugins: Plugins) -> tupl
 
     session = opener()
     try:
-        told = session.facts.get("inputs")
+        told = tuple(session.facts.get("inputs", ()))
     finally:
         session.close()
-    model_format = None if told else find_format(path, plugins)
-    return tuple(told) if model_format is None else model_format.describe(model_format.load(path)).inputs
+    if told:
+        return told
+    model_format = find_format(path, plugins)
+    return model_format.describe(model_format.load(path)).inputs
 
 
 def natural_batch(found: Sequence[Contender], shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -113,7 +115,8 @@ def natural_batch(found: Sequence[Contender], shapes: Mapping[str, tuple[int, ..
 def _fixed_batch(contender: Contender) -> int | None:
     """Return the batch size a model is bound to, or None where any of its inputs is free."""
     firsts = [spec.shape[0] for spec in contender.inputs if spec.shape]
-    return None if not firsts or any(not isinstance(first, int) for first in firsts) else int(str(firsts[0]))
+    fixed = [first for first in firsts if isinstance(first, int)]
+    return fixed[0] if fixed and len(fixed) == len(firsts) else None
 
 
 def random_inputs(contender: Contender, shapes: Mapping[str, tuple[int, ...]], batch: int, seed: int = 0) -> Arrays:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper, version_converter
-from sparsify import Model, RequestError
+from sparsify import Model, RequestError, StageError
 
 from sparsify_onnx.graph import WEIGHTED, initializers, walk, weight_layers
 from sparsify_onnx.normalize import name_nodes, normalize, settle
@@ -37,7 +37,7 @@ WRONG_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
 def load(path: Path) -> Model:
-    """Read, check and normalize a float model; raises RequestError for whatever cannot be handled.
+    """Read, check and normalize a float model; raises RequestError for whatever cannot be handled, StageError for NaN.
 
     facts: `path`, `notes` (lines for the report), `opset` (found and used), `ir_version`, `shapes` (of every tensor,
     for one sample) and `sample` (the input shapes they hold for).
@@ -165,7 +165,7 @@ def _refuse_not_finite(model: onnx.ModelProto, path: Path) -> None:
                 continue
             finite = np.isfinite(numpy_helper.to_array(tensor))
             if not finite.all():
-                raise RequestError(
+                raise StageError(
                     f"{path}: layer '{node.name}' has {finite.size - int(finite.sum())} NaN or infinite values "
                     f"in '{name}' (of {finite.size})",
                     fix="train again or take an earlier checkpoint: these weights cannot work",

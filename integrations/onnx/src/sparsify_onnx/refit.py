@@ -13,7 +13,7 @@ STEPS = 60
 
 
 def refit(problem: Problem, mask: Mask, start: Matrix) -> Matrix:
-    """Minimise the problem over the weights in `mask`; never worse than `start`, which must be zero elsewhere."""
+    """Minimise the problem over the weights in `mask`, from `start`, which is zero elsewhere; never worse than it."""
     wanted = problem.target @ problem.hessian
     solve = _factor_rows if len(problem.hessian) <= EXACT_COLUMNS else _descend
     found = solve(problem.hessian, wanted, mask, start)

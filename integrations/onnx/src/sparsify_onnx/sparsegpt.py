@@ -7,6 +7,10 @@ import scipy.linalg
 
 from sparsify_onnx.hessian import Matrix, Problem
 from sparsify_onnx.masks import Mask, Pattern, choose
+from sparsify_onnx.refit import refit
+
+ALPS_FLOPS = 300_000_000_000
+TIES = (0.03, 3.0)  # of the Hessian's unit diagonal; measured on ResNet-20, flat around it
 
 
 def sparsegpt(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, block_size: int = 128) -> tuple[Matrix, Mask]:
@@ -44,27 +48,35 @@ def _edges(pattern: Pattern, block_size: int) -> list[int]:
     return [*edges, len(pattern.group)]
 
 
-def alps(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, start: Matrix, iterations: int = 300) -> Mask:
-    """Choose the weights to keep by the operator splitting of ALPS (Meng et al. 2024).
+def alps(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, start: Matrix) -> tuple[Matrix, Mask]:
+    """Choose weights by the operator splitting of ALPS (Meng et al. 2024): the mask, and a start for refitting.
 
-    Alternates between the least-squares weights and their best masked copy, and ties the two closer until the mask
-    rests. Unlike a sweep it takes back early choices: on CNNs its refitted error is a fifth to a third below.
+    Alternates between least-squares weights and their best masked copy, and ties the two ever closer, so that early
+    choices can be taken back: after refitting, the error is 0.2 to 0.8 of that of SparseGPT's mask on ResNet-20.
     """
-    scale = np.sqrt(np.diag(problem.hessian))
-    values, vectors = scipy.linalg.eigh(problem.hessian / np.outer(scale, scale), driver="evd")
-    turned = (problem.target * scale) @ vectors * values
-    copy, dual = start * scale, np.zeros_like(start)
-    tie, mask, last = 0.1, start != 0, start != 0
-    for step in range(iterations):
+    scale = np.sqrt(np.diag(problem.hessian)).astype(np.float32)
+    scaled = (problem.hessian / np.outer(scale, scale)).astype(np.float32)
+    values, vectors = scipy.linalg.eigh(scaled, driver="evd", overwrite_a=True, check_finite=False)
+    turned = (problem.target.astype(np.float32) * scale) @ vectors * values
+    copy, dual = start.astype(np.float32) * scale, np.zeros(start.shape, dtype=np.float32)
+    mask = start != 0
+    for tie in np.geomspace(*TIES, _iterations(*start.shape), dtype=np.float32):
         free = ((turned + (tie * copy - dual) @ vectors) / (values + tie)) @ vectors.T
         moved = free + dual / tie
-        mask = choose(pattern, np.where(fixed, -1.0, np.square(moved)), zeros) & ~fixed
-        copy = moved * mask
+        mask = choose(pattern, np.where(fixed, np.float32(-1), np.square(moved)), zeros) & ~fixed
+        copy = np.where(mask, moved, np.float32(0))
         dual += tie * (free - copy)
-        if step % 3 == 2:
-            changed = np.count_nonzero(mask != last) / max(zeros, 1)
-            if not changed:
-                break
-            tie *= 1.3 if changed >= 0.1 else 1.2 if changed >= 0.005 else 1.1
-            last = mask
-    return mask
+    return np.asarray(copy / scale, dtype=np.float64), mask
+
+
+def _iterations(outputs: int, inputs: int) -> int:
+    """Bound the work on wide layers: 30 iterations lose 2 % of the error against 100."""
+    return min(max(ALPS_FLOPS // (4 * outputs * inputs**2), 25), 150)
+
+
+def prune(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, block_size: int = 128) -> Matrix:
+    """Zero weights and refit the others; never worse than SparseGPT's weights for the same problem."""
+    swept, mask = sparsegpt(problem, pattern, zeros, fixed, block_size)
+    start, better = alps(problem, pattern, zeros, fixed, swept)
+    found = refit(problem, better, start)
+    return found if problem.excess(found) <= problem.excess(swept) else refit(problem, mask, swept)

@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 from onnx import helper
 from sparsify import Context
 
+from sparsify_onnx.describe import fixed_batch
+from sparsify_onnx.graph import model_inputs, reads
+from sparsify_onnx.storage import PROTOBUF_BYTES, weight_bytes, write_files
+
 SPOOL_BYTES = 2 << 30  # both models' tensors together
-PROTOBUF_BYTES = (1 << 31) - 1
 Tensors = dict[str, NDArray[Any]]
 Run = Callable[[Tensors], Tensors]
 
@@ -107,25 +110,6 @@ def _type(name: str, tensor: NDArray[Any]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(tensor.dtype), [None] * tensor.ndim)
 
 
-def fixed_batch(model: onnx.ModelProto) -> int:
-    """Return the batch size that the graph's first input insists on, or 0."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    first = next(value for value in model.graph.input if value.name not in constants)
-    dims = first.type.tensor_type.shape.dim
-    return int(dims[0].dim_value) if dims else 0
-
-
-def reads(node: onnx.NodeProto) -> set[str]:
-    """Name the tensors a node reads, those its subgraphs take from outside included."""
-    names = {name for name in node.input if name}
-    for item in node.attribute:
-        for graph in [item.g, *item.graphs]:
-            made = {name for inner in graph.node for name in inner.output}
-            names |= {name for inner in graph.node for name in reads(inner)} - made
-            names |= {value.name for value in graph.output} - made
-    return names
-
-
 def upstream(model: onnx.ModelProto, targets: Sequence[str], base: Collection[str] = ()) -> frozenset[int]:
     """Find the nodes (by position) needed to compute `targets` when `base` is given."""
     wanted, found = set(targets) - set(base), set()
@@ -139,7 +123,7 @@ def upstream(model: onnx.ModelProto, targets: Sequence[str], base: Collection[st
 
 def live(model: onnx.ModelProto, behind: frozenset[int], wanted: frozenset[int]) -> list[str]:
     """Name the tensors that `wanted` nodes not yet behind us read from graph inputs or nodes behind us."""
-    ready = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+    ready = {value.name for value in model_inputs(model)}
     ready |= {name for index in behind for name in model.graph.node[index].output}
     needed: set[str] = set()
     for index in wanted - behind:
@@ -174,7 +158,7 @@ def stretch(model: onnx.ModelProto, base: Mapping[str, onnx.ValueInfoProto], tar
     graph.node.extend(nodes)
     graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in used)
     constants = {tensor.name for tensor in graph.initializer}
-    known = {value.name: value for value in model.graph.input} | dict(base)
+    known = {value.name: value for value in model_inputs(model)} | dict(base)
     graph.input.extend(known[name] for name in sorted(used - made - constants))
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(targets) if name in made)
     part = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
@@ -187,9 +171,9 @@ def _session(part: onnx.ModelProto, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    if part.ByteSize() < PROTOBUF_BYTES:
+    if weight_bytes(part) < PROTOBUF_BYTES:
         return ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
     with tempfile.TemporaryDirectory(prefix="sparsify-") as folder:
         path = Path(folder) / "stretch.onnx"
-        onnx.save(part, path, save_as_external_data=True)
+        write_files(part, path, external=True)
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
