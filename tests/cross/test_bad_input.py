@@ -79,7 +79,9 @@ def npz_folder(folder: Path, **first: object) -> Path:
 
 
 def run_npz(sparsify: Call, digits: Digits, data: Path, tmp_path: Path) -> tuple[str, str]:
-    done = sparsify("run", "one-shot", "--use-case", "custom:x", "--model", digits[0], "--data", data, "--output", tmp_path / "r")
+    done = sparsify(
+        "run", "one-shot", "--use-case", "custom:x", "--model", digits[0], "--data", data, "--output", tmp_path / "r"
+    )
     assert done.code == 2
     return done.complaint
 
@@ -92,7 +94,9 @@ def test_npz_with_a_key_that_is_no_input(sparsify: Call, digits: Digits, tmp_pat
 
 
 def test_npz_with_a_batch_dimension(sparsify: Call, digits: Digits, tmp_path: Path) -> None:
-    error, fix = run_npz(sparsify, digits, npz_folder(tmp_path / "d", input=np.zeros((1, 1, 8, 8), np.float32)), tmp_path)
+    error, fix = run_npz(
+        sparsify, digits, npz_folder(tmp_path / "d", input=np.zeros((1, 1, 8, 8), np.float32)), tmp_path
+    )
     assert "(1, 1, 8, 8)" in error
     assert "leading axis" in fix
 
@@ -188,7 +192,9 @@ def test_too_many_corrupt_images(sparsify: Call, digits: Digits, tmp_path: Path)
 
 @pytest.mark.parametrize("level", ["1.5", "-1", "abc"])
 def test_impossible_levels(sparsify: Call, digits: Digits, tmp_path: Path, level: str) -> None:
-    done = sparsify(*IC, "--model", digits[0], "--data", digits[1], "--optim-level", level, "--output", tmp_path / "run")
+    done = sparsify(
+        *IC, "--model", digits[0], "--data", digits[1], "--optim-level", level, "--output", tmp_path / "run"
+    )
     assert done.code == 2
     assert "--optim-level" in done.complaint[0]
     assert not (tmp_path / "run").exists()

@@ -158,7 +158,7 @@ def _record(plan: Plan, model: Model, data: Data, splits: Splits) -> dict[str, A
     return {
         "request": request_of(plan.experiment),
         "resolved": plan.summary(),
-        "model": {"sha256": file_hash(plan.model_path), "facts": _plain(model.facts.get("opset"))},
+        "model": {"sha256": file_hash(plan.model_path), "opset": _plain(model.facts.get("opset"))},
         "preprocess": data.preprocess,
         "samples": splits.counts(),
         "data_sha256": splits.hashes(),

@@ -88,7 +88,8 @@ def _factor(layer: WeightLayer, name: str) -> float:
 
 
 def _node(model: onnx.ModelProto, layer: WeightLayer) -> onnx.NodeProto:
-    return next(node for node in model.graph.node if layer.output in node.output)
+    node: onnx.NodeProto = next(node for node in model.graph.node if layer.output in node.output)
+    return node
 
 
 def _readers(model: onnx.ModelProto, name: str) -> list[onnx.NodeProto]:

@@ -1,7 +1,7 @@
 """Turn a layer's input and output tensors into matching rows, at a sampled set of positions.
 
-Every Conv, Gemm and MatMul is `row_out = W @ row_in + b` (Gemm's alpha and beta taken into W and b). Columns are ordered
-kernel position first, input channel last, so that blocks and N:M groups of neighbouring columns run along inputs.
+Every Conv, Gemm and MatMul is `row_out = W @ row_in + b` (Gemm's alpha and beta taken into W and b). Columns are
+ordered kernel position first, input channel last, so that blocks and N:M groups of neighbours run along inputs.
 """
 
 from __future__ import annotations

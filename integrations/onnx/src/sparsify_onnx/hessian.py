@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import inf, log10
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from sparsify_onnx.graph import Floats
@@ -70,14 +69,14 @@ def repair_problem(gram: Matrix, cross: Matrix, weights: Matrix, dampening: floa
     λ is `dampening` times the mean of the Hessian's diagonal: it pulls what the samples do not determine towards the
     weights as they were, W₀, instead of towards zero. A free bias is eliminated exactly by centring.
     """
-    rows, inputs = float(gram[-1, -1]), gram.shape[0] - 1
+    rows = float(gram[-1, -1])
     shift = 1.0 / rows if free_bias and rows else 0.0
     mean_input, mean_output = gram[:-1, -1] * shift, cross[:, -1] * shift
     hessian = gram[:-1, :-1] - rows * np.outer(mean_input, mean_input)
     wanted = cross[:, :-1] - rows * np.outer(mean_output, mean_input)
     scale = _damp(hessian, dampening)
-    target = scipy.linalg.cho_solve(scipy.linalg.cho_factor(hessian), (wanted + scale * weights).T).T
-    return Problem(hessian, target.reshape(-1, inputs), mean_input, mean_output)
+    target = np.asarray(np.linalg.solve(hessian, (wanted + scale * weights).T).T, dtype=np.float64)
+    return Problem(hessian, target, mean_input, mean_output)
 
 
 def damped_problem(gram: Matrix, weights: Matrix, dampening: float) -> Problem:
@@ -96,7 +95,7 @@ def _damp(hessian: Matrix, share: float) -> float:
         diagonal += max(step * mean - added, 0.0)
         added = max(step * mean, added)
         try:
-            scipy.linalg.cholesky(hessian, check_finite=False)
+            np.linalg.cholesky(hessian)
         except np.linalg.LinAlgError:
             continue
         break

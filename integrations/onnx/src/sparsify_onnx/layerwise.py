@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,6 @@ from sparsify_onnx.columns import (
 )
 from sparsify_onnx.graph import Floats, WeightLayer, reads
 from sparsify_onnx.hessian import (
-    Matrix,
     Statistics,
     add_rows,
     damped_problem,
@@ -32,7 +31,7 @@ from sparsify_onnx.hessian import (
     repair_problem,
     signal_to_noise,
 )
-from sparsify_onnx.masks import Mask, Pattern, Structure, lay
+from sparsify_onnx.masks import Pattern, Structure, lay
 from sparsify_onnx.sparsegpt import prune, sparsegpt
 from sparsify_onnx.stream import Moment, Stream
 
@@ -95,9 +94,7 @@ def _split(layers: list[WeightLayer]) -> Iterator[list[WeightLayer]]:
         yield part
 
 
-def prune_level(
-    stream: Stream, level: Sequence[WeightLayer], options: Options
-) -> Iterator[tuple[WeightLayer, Pruned]]:
+def prune_level(stream: Stream, level: Sequence[WeightLayer], options: Options) -> Iterator[tuple[WeightLayer, Pruned]]:
     """Prune the layers of one group, or take them from the checkpoint, writing each into the stream's pruned model.
 
     The samples are run even where every layer is taken from the checkpoint: what later layers see must not depend on
@@ -125,7 +122,9 @@ def finite_matrix(model: onnx.ModelProto, layer: WeightLayer) -> Floats:
     """Read a layer's matrix; raises StageError for NaN or infinite weights."""
     matrix = read_matrix(model, layer)
     if not np.isfinite(matrix).all():
-        raise StageError(f"layer '{layer.name}' has NaN or infinite weights", fix="export the model again from a sound checkpoint")
+        raise StageError(
+            f"layer '{layer.name}' has NaN or infinite weights", fix="export the model again from a sound checkpoint"
+        )
     return matrix
 
 
@@ -157,12 +156,16 @@ def _add(statistics: Statistics, layer: WeightLayer, moment: Moment, context: Co
     for whose, tensor in (("inputs", x), ("outputs in the dense model", y)):
         if not np.isfinite(tensor).all():
             raise StageError(
-                f"layer '{layer.name}': its {whose} hold NaN or infinite values on calibration samples from number {moment.first}",
+                f"layer '{layer.name}': its {whose} hold NaN or infinite values (samples {moment.first} and on)",
                 fix="check the samples and the preprocessing, or name the layers before this one in `ignore`",
             )
     cap = max(ROWS_PER_SAMPLE, ceil(ROWS_PER_COLUMN * inputs(layer) / len(context.calibration)))
     share = rows_per_sample(layer, y, moment.rows)
-    rows = sample_rows(share, moment.first, moment.samples, cap, context.seed) if share else np.arange(y.size // outputs(layer))
+    rows = (
+        sample_rows(share, moment.first, moment.samples, cap, context.seed)
+        if share
+        else np.arange(y.size // outputs(layer))
+    )
     add_rows(statistics, input_rows(layer, x, y.shape, rows), output_rows(layer, y, rows))
 
 

@@ -13,7 +13,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Structure:
-    """Zero blocks of `rows` outputs × `columns` inputs together; with `keep`, keep that many of every `columns` inputs."""
+    """Zero blocks of `rows` outputs × `columns` inputs; with `keep`, leave that many of every `columns` inputs."""
 
     rows: int = 1
     columns: int = 1
@@ -59,7 +59,7 @@ def lay(structure: Structure, kernel: int, inputs: int) -> Pattern:
 
 
 def choose(pattern: Pattern, scores: NDArray[np.floating], zeros: int) -> Mask:
-    """Keep the weights (outputs × inputs) with the highest scores but for `zeros` of them, give or take half a block."""
+    """Keep the weights with the highest scores, all but `zeros` of them, give or take half a block."""
     if pattern.structure.keep:
         return _keep_some(pattern, scores)
     if pattern.structure.rows * pattern.structure.columns > 1:

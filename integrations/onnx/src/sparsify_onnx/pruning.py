@@ -12,11 +12,18 @@ import onnx
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from sparsify import Context, Model, RequestError
 
-from sparsify_onnx.affine import read_matrix, write_affine
-from sparsify_onnx.graph import WeightLayer
-from sparsify_onnx.layerwise import Options, Pruned, group_slices, levels, prune_level, sparsity_of
+from sparsify_onnx.affine import write_affine
+from sparsify_onnx.layerwise import (
+    Options,
+    Pruned,
+    finite_matrix,
+    group_slices,
+    layer_pattern,
+    levels,
+    prune_level,
+    sparsity_of,
+)
 from sparsify_onnx.masks import Structure, choose, parse_structure
-from sparsify_onnx.layerwise import finite_matrix, layer_pattern
 from sparsify_onnx.stream import Stream, upstream
 from sparsify_onnx.targets import PRUNABLE, as_names, select_layers
 
@@ -50,7 +57,9 @@ class MagnitudePruningModifier(BaseModel):
         for layer in select_layers(pruned, self.targets, self.ignore):
             matrix = finite_matrix(pruned, layer)
             for rows, zeros in group_slices(layer, structure.zeros(self.sparsity, matrix.size)):
-                matrix[rows] = np.where(choose(layer_pattern(layer, structure), np.abs(matrix[rows]), zeros), matrix[rows], 0)
+                matrix[rows] = np.where(
+                    choose(layer_pattern(layer, structure), np.abs(matrix[rows]), zeros), matrix[rows], 0
+                )
             write_affine(pruned, layer, matrix)
             found[layer.name] = Pruned(sparsity_of(matrix))
         return _result(model, pruned, found)
@@ -83,7 +92,9 @@ class SparseGPTModifier(BaseModel):
         pruned = _copy(model.value)
         layers = select_layers(pruned, self.targets, self.ignore)
         if layers and not len(context.calibration):
-            raise RequestError("SparseGPTModifier has no calibration samples", fix="give at least one, with --calibration-samples")
+            raise RequestError(
+                "SparseGPTModifier has no calibration samples", fix="give at least one, with --calibration-samples"
+            )
         _note_structure(structure, self.mask_structure, self.sparsity, context)
         options = Options(
             structure, self.sparsity, self.block_size, self.dampening_frac, self.refit, self.preserve_sparsity_mask

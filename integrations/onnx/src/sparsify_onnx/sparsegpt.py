@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
-import scipy.linalg
 
 from sparsify_onnx.hessian import Matrix, Problem
 from sparsify_onnx.masks import Mask, Pattern, choose
@@ -13,17 +14,18 @@ ALPS_FLOPS = 300_000_000_000
 TIES = (0.03, 3.0)  # of the Hessian's unit diagonal; measured on ResNet-20, flat around it
 
 
-def sparsegpt(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, block_size: int = 128) -> tuple[Matrix, Mask]:
+def sparsegpt(
+    problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, block_size: int = 128
+) -> tuple[Matrix, Mask]:
     """Zero weights from left to right and let those further right make up for each (Frantar & Alistarh 2023).
 
     The loss of zeroing a weight is w² / [H⁻¹]ⱼⱼ (Frantar & Alistarh 2022, optimal brain compression). Weights where
     `fixed` is set are zero already and stay so.
     """
-    inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(problem.hessian), np.eye(len(problem.hessian)))
-    factor = scipy.linalg.cholesky(inverse)
+    factor = np.linalg.cholesky(np.linalg.inv(problem.hessian)).T
     weights, mask = problem.target.copy(), np.ones(problem.target.shape, dtype=np.bool_)
     edges = _edges(pattern, block_size)
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         block, upper = weights[:, start:stop], factor[start:stop, start:stop]
         scores = np.where(fixed[:, start:stop], -1.0, np.square(block / np.diag(upper)))
         due = round(zeros * stop / edges[-1]) - round(zeros * start / edges[-1])
@@ -56,7 +58,7 @@ def alps(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, start: Mat
     """
     scale = np.sqrt(np.diag(problem.hessian)).astype(np.float32)
     scaled = (problem.hessian / np.outer(scale, scale)).astype(np.float32)
-    values, vectors = scipy.linalg.eigh(scaled, driver="evd", overwrite_a=True, check_finite=False)
+    values, vectors = np.linalg.eigh(scaled)
     turned = (problem.target.astype(np.float32) * scale) @ vectors * values
     copy, dual = start.astype(np.float32) * scale, np.zeros(start.shape, dtype=np.float32)
     mask = start != 0

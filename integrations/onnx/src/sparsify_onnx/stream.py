@@ -171,6 +171,7 @@ def _session(part: onnx.ModelProto, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # NumPy's turn comes between two runs
     if weight_bytes(part) < PROTOBUF_BYTES:
         return ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
     with tempfile.TemporaryDirectory(prefix="sparsify-") as folder:

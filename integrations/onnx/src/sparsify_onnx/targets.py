@@ -54,7 +54,8 @@ def _matching(target: str, layers: Sequence[WeightLayer], field: str) -> set[str
             pattern = re.compile(target[3:])
         except re.error as error:
             raise RequestError(
-                f"{field}: '{target}' is no regular expression: {error}", fix="mend the pattern, or write the layer's name"
+                f"{field}: '{target}' is no regular expression: {error}",
+                fix="mend the pattern, or write the layer's name",
             ) from error
         found = {layer.name for layer in layers if pattern.match(layer.name) or pattern.match(layer.weight)}
     else:
@@ -65,5 +66,7 @@ def _matching(target: str, layers: Sequence[WeightLayer], field: str) -> set[str
     near = get_close_matches(target.removeprefix("re:"), names, n=3, cutoff=0.3) or names[:3]
     raise RequestError(
         f"{field}: '{target}' matches none of the model's {len(names)} layers",
-        fix=f"use a layer's name, such as {', '.join(near)} (`sparsify analyze` lists all)" if near else "remove the modifier",
+        fix=f"use a layer's name, such as {', '.join(near)} (`sparsify analyze` lists all)"
+        if near
+        else "remove the modifier",
     )
