@@ -1,6 +1,6 @@
 """Time `sparsify --help`, with every plugin installed, against `tox --help`: interleaved, median of the ratios.
 
-    python benchmarks/startup.py [RUNS]
+python benchmarks/startup.py [RUNS]
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import re
 import sys
 import tomllib
@@ -38,6 +39,7 @@ PAGES = ROOT / "docs" / "reference"
 COMMAND = "python tools/write_reference.py"
 WIDTH = 100
 HEADER = f"<!-- written by `{COMMAND}` from the code: edit that, not this -->\n"
+SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}  # of annotated_types
 EXITS: Mapping[ExitCode, str] = {
     ExitCode.OK: "a verified artefact within budget and not slower",
     ExitCode.BUG: "a bug of Sparsify: a traceback",
@@ -137,8 +139,8 @@ def hooks_page(plugins: Plugins) -> str:
         "# Hooks\n",
         "A plugin is a module named by an entry point of the group `sparsify`. It implements any of these hooks as "
         "plain functions marked `@sparsify.hookimpl`. All but the last return [`Entry`](#entry) rows: data, so that "
-        "listing plugins imports none of their code. `sparsify plugins check NAME` imports every target and compares it "
-        "with what is said here. How to write one: [tutorial](../tutorial/first-plugin.md).\n",
+        "listing plugins imports none of their code. `sparsify plugins check NAME` imports every target and compares "
+        "it with what is said here. How to write one: [tutorial](../tutorial/first-plugin.md).\n",
     ]
     for name in hooks.CATALOGUES:
         parts += [f"## {name}\n", linked(documentation(getattr(hooks.Hooks, name)))]
@@ -282,7 +284,13 @@ def options(target: Any) -> Iterator[tuple[str, str, str, str]]:
     for name, field in target.model_fields.items():
         kind = inspect.formatannotation(field.annotation).replace("typing.", "")
         default = "required" if field.is_required() else code(field.get_default(call_default_factory=True))
-        yield code(name), code(kind), default, field.description or ""
+        limits = [
+            f"{sign} {getattr(one, word)}"
+            for one in field.metadata
+            for word, sign in SIGNS.items()
+            if hasattr(one, word)
+        ]
+        yield code(name), ", ".join([code(kind), *limits]), default, field.description or ""
 
 
 def known() -> Iterator[str]:
@@ -297,7 +305,9 @@ def known() -> Iterator[str]:
         rows = []
         for name, row_ in sorted(dialects[dialect].items()):
             found = known_modifier(name, phase)
-            fields = (name if value == REQUIRED else f"{name} = {value}" for name, value in row_["fields"].items())
+            fields = (
+                name if value == REQUIRED else f"{name}: {json.dumps(value)}" for name, value in row_["fields"].items()
+            )
             rows.append((code(name), found.phase if found else "", row_["does"], ", ".join(map(code, fields))))
         yield f"### {heading}\n"
         yield table(("modifier", "phase", "what it does", "fields, with defaults"), rows)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from sparsify.plots import bar_plot, line_plot, round_top
+from sparsify.plots import plot, round_top
 from sparsify.report_figures import DASH, VERDICTS, change, milliseconds, number, rows, size, span, summary, times
 from sparsify.report_html import render_html
 from sparsify.report_markdown import render_markdown
@@ -196,8 +196,8 @@ def test_every_verdict_has_words_and_a_tone(name: str) -> None:
 def test_missing_values_are_dashes_and_never_zero(metrics: dict[str, Any]) -> None:
     Checker(render_html(metrics))
     assert terminal(metrics, 100)
-    for _, before, after, _ in rows(metrics):
-        assert {before, after} <= {DASH, ""}
+    for row in rows(metrics):
+        assert set(row.sides) <= {DASH, ""}
     assert not re.search(r"\b0(\.0+)?\b", re.sub(r"<style>.*</style>|<svg.*?</svg>", "", render_markdown(metrics)))
 
 
@@ -206,7 +206,7 @@ def test_none_is_a_dash_in_every_place() -> None:
     metrics["agreement"] = {"top1": None, "cosine": None, "kl": None}
     metrics["optimized"]["latency"]["onnxruntime"].update(int8_executed=None, p50_ms=None)
     metrics["layers"][3].update(sparsity=None, sqnr_db=None, precision=None)
-    shown = {label: after for label, _, after, _ in rows(metrics)}
+    shown = {row.label: row.sides[1] for row in rows(metrics)}
     assert shown["onnxruntime: INT8 nodes executed"] == DASH
     assert shown["onnxruntime: p50 at batch 1, 2 threads"] == DASH
     assert shown["cosine of the outputs"] == DASH
@@ -237,7 +237,7 @@ def test_agreement_that_decides_is_shown_once() -> None:
     metrics = copy.deepcopy(METRICS)
     metrics["metric"] = "agreement"
     metrics["baseline"]["metrics"], metrics["optimized"]["metrics"] = {"agreement": 100.0}, {"agreement": 97.85}
-    labels = [row[0] for row in rows(metrics)]
+    labels = [row.label for row in rows(metrics)]
     assert labels.count("agreement") == 1
     assert "agreement with the baseline, top-1" not in labels
     assert "agreement 100.00 → 97.85 (−2.15; budget 2.00 points, default)" in summary(metrics)
@@ -246,8 +246,24 @@ def test_agreement_that_decides_is_shown_once() -> None:
 def test_a_model_that_got_worse_says_so() -> None:
     metrics = copy.deepcopy(METRICS)
     metrics["optimized"]["bytes"] = 2 * metrics["baseline"]["bytes"]
-    metrics["speedup"] = {"onnxruntime": 0.8}
-    assert summary(metrics).startswith("2.00× larger, 1.25× slower on onnxruntime")
+    metrics["speedup"], metrics["speedup_interval"] = {"onnxruntime": 0.8}, [0.78, 0.82]
+    assert summary(metrics).startswith("2.00× larger, 1.25× slower (0.78 to 0.82×) on onnxruntime")
+
+
+@pytest.mark.parametrize("bounds", [[0.95, 1.26], [1.0, 1.26], [0.8, 1.0]])
+def test_an_interval_around_one_is_no_difference(bounds: list[float]) -> None:
+    metrics = {**METRICS, "speedup": {"onnxruntime": 1.09}, "speedup_interval": bounds}
+    said = f"no measurable difference ({bounds[0]:.2f} to {bounds[1]:.2f}×)"
+    for report in (render_html(metrics), render_markdown(metrics), terminal(metrics, 140), summary(metrics)):
+        assert said in " ".join(report.split())
+        assert not re.search("faster|slower", re.sub("<style>.*</style>", "", report, flags=re.DOTALL))
+
+
+def test_a_baseline_claims_no_speed() -> None:
+    metrics = {**METRICS, "verdict": "baseline"}
+    for report in (render_html(metrics), render_markdown(metrics), terminal(metrics, 140)):
+        assert not re.search("faster|slower|no measurable", re.sub("<style>.*</style>", "", report, flags=re.DOTALL))
+        assert "p50 at batch 1" in report
 
 
 def test_budgets_are_said_as_given() -> None:
@@ -276,10 +292,10 @@ def test_figures_in_words(shown: str, expected: str) -> None:
 
 
 def test_plots_leave_gaps_for_missing_values() -> None:
-    bars = bar_plot([0.5, None, 0.0], ["a", "b", "c"], ["pruned"] * 3, 1.0)
-    assert bars.count("<rect") == 2
+    bars = plot([0.5, None, 0.0], ["a", "b", "c"], ["pruned"] * 3, 1.0)
+    assert bars.count('class="pruned"') == 2
     assert "<title>b" not in bars
-    line = line_plot([10.0, None, 30.0, 40.0], list("abcd"), 40.0)
+    line = plot([10.0, None, 30.0, 40.0], list("abcd"), ["dot"] * 4, 40.0)
     path = re.search(r'class="line" d="([^"]*)"', line)
     assert path is not None
     assert re.sub(r"[^ML]", "", path[1]) == "MML"
@@ -287,11 +303,11 @@ def test_plots_leave_gaps_for_missing_values() -> None:
 
 
 def test_plots_map_values_to_heights() -> None:
-    bars = bar_plot([0.25, 2.0], ["", ""], ["", ""], 1.0)
-    assert re.findall(r' height="([\d.]+)"', bars) == ["60.00", "240.00"]
-    assert "M500.00 120.00" in line_plot([20.0], [""], 40.0)
-    assert "M500.00 240.00" in line_plot([-5.0], [""], 40.0)
-    Checker(bar_plot([], [], [], 1.0))
+    bars = plot([0.25, 2.0], ["", ""], ["pruned", "kept"], 1.0)
+    assert re.findall(r" ([\d.]+)V240", bars) == ["180.00", "0.00"]
+    assert "M500.00 120.00" in plot([20.0], [""], ["dot"], 40.0)
+    assert "M500.00 240.00" in plot([-5.0], [""], ["dot"], 40.0)
+    Checker(plot([], [], [], 1.0))
 
 
 @pytest.mark.parametrize(("values", "top"), [([31.2, None], 40), ([None], 10), ([], 10), ([-3.0], 10), ([40.0], 40)])

@@ -8,8 +8,8 @@ A block's info string says what happens to it:
     ```text output                what the block before it printed, `...` stands for anything
     ```text                       shown only
 
-The first tutorial runs first: its `sparsify demo` leaves model and images in `sparsify-demo/`, which every other
-page finds beside it. What a page installs goes to a folder of the session, not into the environment.
+The first tutorial runs first: its `sparsify demo` leaves model and images in `sparsify-demo/`, which every other page
+finds beside it. What a page installs goes to a folder beside its own files, not into the environment.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import doctest
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -68,9 +69,31 @@ def blocks(page: str) -> Iterator[Block]:
         yield Block(page, text.count("\n", 0, match.start()) + 2, language, tuple(words), match[3])
 
 
-def run_page(page: str, folder: Path, site: Path) -> None:
+class MissedError(Exception):
+    """Report that a run's result was judged slower or worse."""
+
+
+def run_page_fairly(page: str, folder: Path, demo: Path | None = None) -> None:
+    """Run a page in a folder of its own, once more where a run ended with exit 6.
+
+    A machine that is busy with something else can time a faster model as slower; once is chance, twice is not.
+    """
+    for last in (False, True):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if demo is not None:
+            (folder / "sparsify-demo").symlink_to(demo, target_is_directory=True)
+        try:
+            run_page(page, folder)
+        except MissedError as missed:
+            if last:
+                pytest.fail(str(missed), pytrace=False)
+        else:
+            return
+
+
+def run_page(page: str, folder: Path) -> None:
     """Run a page's blocks in order; fails naming page and line."""
-    folder.mkdir(parents=True, exist_ok=True)
     printed = ""
     for block in blocks(page):
         if block.words == ("output",):
@@ -80,16 +103,16 @@ def run_page(page: str, folder: Path, site: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(block.text, encoding="utf-8")
         elif "tox" in block.options:
-            printed = run_block(block, folder, site)
+            printed = run_block(block, folder)
 
 
-def run_block(block: Block, folder: Path, site: Path) -> str:
+def run_block(block: Block, folder: Path) -> str:
     """Run one block and return what it printed, both streams together."""
     bash = ["bash", "-euo", "pipefail", "-c", block.text]
     done = subprocess.run(
         bash if block.language == "bash" else [sys.executable, "-c", block.text],
         cwd=folder,
-        env=environment(site),
+        env=environment(folder / ".site"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -98,6 +121,8 @@ def run_block(block: Block, folder: Path, site: Path) -> str:
         check=False,
     )
     expected = int(block.options.get("exit", 0))
+    if done.returncode == 6 and expected == 0:
+        raise MissedError(f"{block.place}: exit 6\n{done.stdout}")
     if done.returncode != expected:
         pytest.fail(f"{block.place}: exit {done.returncode}, expected {expected}\n{done.stdout}", pytrace=False)
     return done.stdout
@@ -133,7 +158,7 @@ def compare(block: Block, printed: str) -> None:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the first tutorial, whose files the other pages use."""
     folder = tmp_path_factory.mktemp("docs")
-    run_page(FIRST, folder / "first", folder / "site")
+    run_page_fairly(FIRST, folder / "first")
     return folder
 
 
@@ -149,9 +174,7 @@ def test_page(page: str, workspace: Path) -> None:
     if page == FIRST:
         return  # the fixture has run it
     folder = workspace / page.removesuffix(".md").replace("/", "-")
-    folder.mkdir()
-    (folder / "sparsify-demo").symlink_to(workspace / "first" / "sparsify-demo", target_is_directory=True)
-    run_page(page, folder, workspace / "site")
+    run_page_fairly(page, folder, workspace / "first" / "sparsify-demo")
 
 
 def test_every_block_says_where_it_runs() -> None:
@@ -244,4 +267,5 @@ def fits(documented: str, found: str) -> bool:
 
 def test_a_run_folder_holds_the_documented_files(demo_run: Path) -> None:
     found = {path.relative_to(demo_run).as_posix() for path in demo_run.rglob("*") if path.is_file()}
+    found.remove("deployment/sample.py")  # which the tutorial puts there
     assert found == set(documented("The run folder"))

@@ -21,8 +21,14 @@ if TYPE_CHECKING:
     from sparsify.hooks import hookimpl as hookimpl
     from sparsify.levels import target_sparsity as target_sparsity
     from sparsify.pipeline import Result as Result
+    from sparsify.plugins import load_plugins as load_plugins
     from sparsify.recipe import Recipe as Recipe
     from sparsify.recipe import Step as Step
+    from sparsify.report_figures import speed_words as speed_words
+    from sparsify.talk import Talk as Talk
+    from sparsify.timing import Candidate as Candidate
+    from sparsify.timing import time_interleaved as time_interleaved
+    from sparsify.timing import time_ratio as time_ratio
 
 _PUBLIC = {
     "api": "one_shot sparse_transfer training_aware",
@@ -36,7 +42,11 @@ _PUBLIC = {
     "hooks": "Entry hookimpl",
     "levels": "target_sparsity",
     "pipeline": "Result",
+    "plugins": "load_plugins",
     "recipe": "Recipe Step",
+    "report_figures": "speed_words",
+    "talk": "Talk",
+    "timing": "Candidate time_interleaved time_ratio",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = sorted(_HOME)  # noqa: PLE0605 - derived from the one table

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import math
-import operator
+from ast import Add, Div, FloorDiv, Mod, Mult, Pow, Sub
 from collections.abc import Callable, Mapping
+from operator import add, floordiv, mod, mul, sub, truediv
 from typing import Any
 
 from sparsify.errors import RequestError
@@ -14,22 +15,23 @@ Number = int | float
 
 _LENGTH = 500  # characters; also bounds the depth of the walk
 _BITS = 1024  # of any integer result: 9**9**9 would not fit into memory
-_FUNCTIONS: Mapping[str, Callable[..., Number]] = {
-    "abs": abs,
-    "float": float,
-    "int": int,
-    "max": max,
-    "min": min,
-    "round": round,
-}
-_OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-}
+
+
+def _power(base: Number, exponent: Number) -> Any:
+    if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > _BITS:
+        raise ValueError(f"{base}**{exponent} is too large")
+    return base**exponent
+
+
+def _round(value: Number, digits: Number | None = None) -> Any:
+    if digits is not None and abs(digits) > 100:
+        raise ValueError("round() to more than 100 digits")  # round(1, -10**9) computes 10**10**9
+    return round(value, digits)  # type: ignore[arg-type]  # Python refuses a fraction itself
+
+
+_Call = Callable[..., Any]
+_FUNCTIONS: Mapping[str, _Call] = {"abs": abs, "float": float, "int": int, "max": max, "min": min, "round": _round}
+_OPERATORS = {Add: add, Sub: sub, Mult: mul, Div: truediv, FloorDiv: floordiv, Mod: mod, Pow: _power}
 
 
 def referenced_names(expression: str) -> frozenset[str]:
@@ -46,9 +48,7 @@ def evaluate(expression: str, variables: Mapping[str, Any]) -> Any:
     """
     body = _parse(expression)
     try:
-        if isinstance(body, ast.Name):
-            return variables[body.id]
-        return _number(body, variables)
+        return variables[body.id] if isinstance(body, ast.Name) else _number(body, variables)
     except KeyError as error:
         raise _refusal(expression, f"variable {error} is not defined") from error
     except (ArithmeticError, TypeError, ValueError, RecursionError) as error:
@@ -65,10 +65,8 @@ def _parse(expression: str) -> ast.expr:
 
 
 def _refusal(expression: str, why: str) -> RequestError:
-    return RequestError(
-        f"cannot compute eval({expression}): {why}",
-        fix="use numbers, defined variables, + - * / // ** %, parentheses, abs float int max min round",
-    )
+    fix = "use numbers, defined variables, + - * / // ** %, parentheses, abs float int max min round"
+    return RequestError(f"cannot compute eval({expression}): {why}", fix=fix)
 
 
 def _number(node: ast.expr, variables: Mapping[str, Any]) -> Number:
@@ -77,29 +75,14 @@ def _number(node: ast.expr, variables: Mapping[str, Any]) -> Number:
             return _checked(value)
         case ast.Name(id=name):
             return _checked(variables[name], name)
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_number(operand, variables)
-        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            return _number(operand, variables)
-        case ast.BinOp(left=left, op=ast.Pow(), right=right):
-            return _power(_number(left, variables), _number(right, variables))
+        case ast.UnaryOp(op=ast.UAdd() | ast.USub() as sign, operand=operand):
+            value = _number(operand, variables)
+            return value if isinstance(sign, ast.UAdd) else -value
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _checked(_OPERATORS[type(op)](_number(left, variables), _number(right, variables)))
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
-            return _called(name, [_number(argument, variables) for argument in arguments])
+            return _checked(_FUNCTIONS[name](*[_number(argument, variables) for argument in arguments]))
     raise ValueError(f"'{ast.unparse(node)}' is not allowed")
-
-
-def _called(name: str, arguments: list[Number]) -> Number:
-    if name == "round" and len(arguments) == 2 and abs(arguments[1]) > 100:
-        raise ValueError("round() to more than 100 digits")  # round(1, -10**9) computes 10**10**9
-    return _checked(_FUNCTIONS[name](*arguments))
-
-
-def _power(base: Number, exponent: Number) -> Number:
-    if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > _BITS:
-        raise ValueError(f"{base}**{exponent} is too large")
-    return _checked(base**exponent)
 
 
 def _checked(value: object, name: str = "") -> Number:

@@ -4,60 +4,41 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from sparsify.contracts import DatasetLoader, Metric, ModelFormat, UseCase
-from sparsify.errors import PluginError, RequestError
+from sparsify.errors import MissingLibraryError, PluginError, RequestError
 from sparsify.layout import check_package_init, check_plugin_module
-from sparsify.plugins import (
-    DISABLE,
-    Offer,
-    Plugin,
-    Plugins,
-    install_command,
-    load_plugins,
-    load_target,
-    missing,
-    singular,
-)
+from sparsify.plugins import DISABLE, Offer, Plugin, Plugins, load_plugins, load_target, singular
 
 # what a target has to be: a function of these arguments, or a record of such functions
-FUNCTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "recipe_generators": ("experiment", "description"),
-        "trainers": ("model", "modifiers", "data", "context"),
-        "exporters": ("model",),
-        "runtimes": ("path", "threads"),
-    }
-)
-RECORDS: Mapping[str, tuple[type[Any], Mapping[str, tuple[str, ...]]]] = MappingProxyType(
-    {
-        "use_cases": (UseCase, {"check": ("data", "description"), "readme": ("data", "description")}),
-        "dataset_loaders": (DatasetLoader, {"recognises": ("path",), "load": ("request",)}),
-        "model_loaders": (
-            ModelFormat,
-            {
-                "load": ("path",),
-                "save": ("model", "path"),
-                "describe": ("model",),
-                "compare": ("reference", "candidate", "dataset", "batch_size"),
-            },
-        ),
-        "evaluators": (Metric, {"observe": ("outputs", "targets"), "reduce": ("records",)}),
-    }
-)
+FUNCTIONS: Mapping[str, str] = {
+    "recipe_generators": "experiment description",
+    "trainers": "model modifiers data context",
+    "exporters": "model",
+    "runtimes": "path threads",
+}
+RECORDS: Mapping[str, tuple[type[Any], Mapping[str, str]]] = {
+    "use_cases": (UseCase, {"check": "data description", "readme": "data description"}),
+    "dataset_loaders": (DatasetLoader, {"recognises": "path", "load": "request"}),
+    "model_loaders": (
+        ModelFormat,
+        {
+            "load": "path",
+            "save": "model path",
+            "describe": "model",
+            "compare": "reference candidate dataset batch_size",
+        },
+    ),
+    "evaluators": (Metric, {"observe": "outputs targets", "reduce": "records"}),
+}
 # what an entry has to say besides its name, target and summary
-REQUIRED: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "model_loaders": ("accepts",),
-        "exporters": ("accepts", "returns"),
-    }
-)
+REQUIRED: Mapping[str, tuple[str, ...]] = {"model_loaders": ("accepts",), "exporters": ("accepts", "returns")}
 
 
 @dataclass(frozen=True)
@@ -90,27 +71,24 @@ def named(name: str, plugins: Plugins) -> tuple[Plugin, ...]:
     """Return the plugins of this name or distribution; raises RequestError for none."""
     found = tuple(plugin for plugin in plugins.found if name in (plugin.name, plugin.distribution))
     if not found:
-        known = [word for plugin in plugins.found for word in (plugin.name, plugin.distribution)]
-        near = get_close_matches(name, known, n=1)
-        raise RequestError(
-            f"there is no plugin '{name}'",
-            fix=f"did you mean '{near[0]}'?" if near else "see `sparsify plugins list`; a plugin has to be installed",
-        )
+        near = get_close_matches(name, [word for row in plugins.found for word in (row.name, row.distribution)], n=1)
+        fix = f"did you mean '{near[0]}'?" if near else "see `sparsify plugins list`; a plugin has to be installed"
+        raise RequestError(f"there is no plugin '{name}'", fix=fix)
     return found
 
 
 def _findings(plugin: Plugin, plugins: Plugins) -> Iterator[Finding]:
+    finding = partial(Finding, plugin.name, plugin.module)
     if plugin.disabled:
-        yield Finding(plugin.name, plugin.module, "is switched off", f"take it out of {DISABLE}", fault=False)
+        yield finding("is switched off", f"take it out of {DISABLE}", fault=False)
         return
     if plugin.error:
-        yield Finding(plugin.name, plugin.module, plugin.error, "mend the module, then run this check again")
+        yield finding(plugin.error, "mend the module, then run this check again")
         return
     yield from _layout(plugin)
-    offers = [Offer(entry, plugin) for entries in plugin.entries.values() for entry in entries]
     registered = plugins.manager.get_plugin(f"{plugin.distribution}:{plugin.name}")
-    if not offers and not plugins.manager.get_hookcallers(registered):
-        yield Finding(plugin.name, plugin.module, "offers nothing", "mark its functions with @hookimpl, return entries")
+    if not any(plugin.entries.values()) and not plugins.manager.get_hookcallers(registered):
+        yield finding("offers nothing", "mark its functions with @hookimpl, return entries")
     for catalogue, entries in plugin.entries.items():
         for entry in entries:
             yield from _entry(catalogue, Offer(entry, plugin), plugins)
@@ -118,48 +96,41 @@ def _findings(plugin: Plugin, plugins: Plugins) -> Iterator[Finding]:
 
 def _layout(plugin: Plugin) -> Iterator[Finding]:
     name = plugin.module.partition(":")[0]
-    rules: tuple[tuple[str, Callable[[str], Iterator[tuple[int, str]]]], ...] = (
-        (name, lambda source: check_plugin_module(source, core=name == "sparsify.plugin")),
-        (name.split(".")[0], check_package_init),
-    )
-    for module, rule in rules:
-        file = getattr(sys.modules.get(module), "__file__", None)
-        if not file or not file.endswith(".py"):
-            continue
-        for line, problem in rule(Path(file).read_text(encoding="utf-8")):
+    check_module = partial(check_plugin_module, core=name == "sparsify.plugin")
+    for module, rule in ((name, check_module), (name.split(".")[0], check_package_init)):
+        file = getattr(sys.modules.get(module), "__file__", None) or ""
+        for line, problem in rule(Path(file).read_text(encoding="utf-8")) if file.endswith(".py") else ():
             yield Finding(plugin.name, f"{module}:{line}", problem, "see docs/reference/hooks.md")
 
 
 def _entry(catalogue: str, offer: Offer, plugins: Plugins) -> Iterator[Finding]:
-    entry, plugin = offer.entry, offer.plugin
-    where = f"{singular(catalogue)} '{entry.name}'"
+    entry = offer.entry
+    finding = partial(Finding, offer.plugin.name, f"{singular(catalogue)} '{entry.name}'")
     if not entry.summary.strip():
-        yield Finding(plugin.name, where, "has no summary", "say in one line what it does: Entry(summary=…)")
-    for name in (entry.name, *entry.aliases):
+        yield finding("has no summary", "say in one line what it does: Entry(summary=…)")
+    for name in offer.names:
         try:
             plugins.find(catalogue, name, entry.phase)
         except PluginError as error:
-            yield Finding(plugin.name, where, error.problem, error.fix)
-    absent = missing(entry)
-    if absent:
-        problem = f"needs {', '.join(absent)}, not installed here, so it was not checked"
-        yield Finding(plugin.name, where, problem, install_command(absent), fault=False)
-        return
+            yield finding(error.problem, error.fix)
     try:
         target = load_target(offer)
+    except MissingLibraryError as error:
+        lack = error.problem.partition(f" of {offer.plugin.distribution} ")[2]
+        yield finding(f"{lack}, so it was not checked", error.fix, fault=False)
     except PluginError as error:
-        yield Finding(plugin.name, where, error.problem.partition(" failed to load ")[2], f"mend {entry.target}")
-        return
-    for problem in _contract(catalogue, target, offer, plugins):
-        yield Finding(plugin.name, where, f"{entry.target} {problem}", f"see {catalogue} in docs/reference/hooks.md")
+        yield finding(error.problem.partition(" failed to load ")[2], f"mend {entry.target}")
+    else:
+        for problem in _contract(catalogue, target, offer, plugins):
+            yield finding(f"{entry.target} {problem}", f"see {catalogue} in docs/reference/hooks.md")
 
 
 def _contract(catalogue: str, target: Any, offer: Offer, plugins: Plugins) -> Iterator[str]:
-    for name in REQUIRED.get(catalogue, ()):
-        if not getattr(offer.entry, name):
-            yield f"has an entry without '{name}'"
+    yield from (
+        f"has an entry without '{name}'" for name in REQUIRED.get(catalogue, ()) if not getattr(offer.entry, name)
+    )
     if catalogue in FUNCTIONS:
-        yield from _takes(target, *FUNCTIONS[catalogue])
+        yield from _takes(target, FUNCTIONS[catalogue])
     elif catalogue in RECORDS:
         yield from _record(target, *RECORDS[catalogue])
         if isinstance(target, UseCase):
@@ -176,36 +147,37 @@ def _contract(catalogue: str, target: Any, offer: Offer, plugins: Plugins) -> It
             yield f"is {type(target).__name__}, expected typer.Typer"
 
 
-def _takes(target: Any, *names: str) -> Iterator[str]:
+def _takes(target: Any, names: str) -> Iterator[str]:
     """Yield a problem where something is not callable with these positional arguments."""
+    expected = f"({', '.join(names.split())})"
     if not callable(target):
-        yield f"is {type(target).__name__}, expected a function of ({', '.join(names)})"
+        yield f"is {type(target).__name__}, expected a function of {expected}"
         return
     try:
         signature = inspect.signature(target)
     except ValueError:
         return  # a builtin without a signature
     try:
-        signature.bind(*names)
+        signature.bind(*names.split())
     except TypeError:
-        yield f"takes {signature}, expected ({', '.join(names)})"
+        yield f"takes {signature}, expected {expected}"
 
 
-def _record(target: Any, kind: type[Any], functions: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+def _record(target: Any, kind: type[Any], functions: Mapping[str, str]) -> Iterator[str]:
     if not isinstance(target, kind):
         yield f"is {type(target).__name__}, expected sparsify.{kind.__name__}"
         return
     for name, arguments in functions.items():
         value = getattr(target, name)
         if value is not None or name != "reduce":  # the one function with a default
-            yield from (f"has a function {name} that {problem}" for problem in _takes(value, *arguments))
+            yield from (f"has a function {name} that {problem}" for problem in _takes(value, arguments))
 
 
 def _known(catalogue: str, verb: str, names: tuple[str, ...], plugins: Plugins) -> Iterator[str]:
     if isinstance(names, str) or not names:
         yield f"has {names!r}, expected a tuple of names of {catalogue.replace('_', ' ')}"
         return
-    known = [word for offer in plugins.offers(catalogue) for word in (offer.entry.name, *offer.entry.aliases)]
+    known = [word for offer in plugins.offers(catalogue) for word in offer.names]
     for name in names:
         if name not in known:
             yield f"{verb} the {singular(catalogue)} '{name}', which no installed plugin offers"
@@ -220,5 +192,5 @@ def _modifier(target: Any, phase: str) -> Iterator[str]:
     if not target.model_config.get("frozen") or target.model_config.get("extra") != "forbid":
         yield "is not frozen or takes unknown options; set model_config = ConfigDict(frozen=True, extra='forbid')"
     if phase == "post-training":
-        applied = _takes(getattr(target, "apply", None), "self", "model", "context")
+        applied = _takes(getattr(target, "apply", None), "self model context")
         yield from (f"has a function apply that {problem}" for problem in applied)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from time import perf_counter
+from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sparsify.agreement import Records, observe_agreement, summarise_agreement
@@ -13,21 +14,17 @@ from sparsify.errors import PluginError, RequestError, StageError
 from sparsify.intervals import Interval, difference_interval, jackknife, mean_interval
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from sparsify.contracts import Arrays
     from sparsify.data import Batch, Dataset
-
-    Outputs = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Hold a model's metrics by name with their 95 % intervals; `seconds` were spent inside the session."""
+    """Hold a model's metrics by name with their 95 % intervals."""
 
     values: Mapping[str, float]
     intervals: Mapping[str, Interval]
     samples: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -49,38 +46,6 @@ class Pair:
         return next(iter(self.drop_intervals.values()))
 
 
-@dataclass
-class _Observed:
-    """Gather one model's records while batches pass."""
-
-    who: str
-    session: Session
-    records: dict[str, list[Any]] = field(default_factory=dict)
-    samples: int = 0
-    seconds: float = 0.0
-
-    def run(self, batch: Batch, metrics: Sequence[Metric]) -> Outputs:
-        started = perf_counter()
-        raw = self.session.run(batch.inputs)
-        self.seconds += perf_counter() - started
-        outputs = _checked(raw, batch, self.who)
-        self.samples += len(batch.keys)
-        for metric in metrics:
-            records = metric.observe(outputs, batch.targets)
-            if len(records) != len(batch.keys):
-                raise PluginError(
-                    f"metric '{metric.name}' gave {len(records)} records for {len(batch.keys)} samples",
-                    fix="its observe(outputs, targets) must return one record a sample",
-                )
-            self.records.setdefault(metric.name, []).extend(records)
-        return outputs
-
-    def summary(self, metrics: Sequence[Metric]) -> Evaluation:
-        found = {metric.name: _summarise(metric, self.records[metric.name]) for metric in metrics}
-        values = {name: value for name, (value, _) in found.items()}
-        return Evaluation(values, {name: bounds for name, (_, bounds) in found.items()}, self.samples, self.seconds)
-
-
 def evaluate(
     session: Session,
     dataset: Dataset,
@@ -94,9 +59,9 @@ def evaluate(
     pad fills the last batch, for models of a fixed batch size; the padding never reaches a metric. Raises RequestError
     for an empty dataset, StageError for NaN or infinity among the outputs, naming output and sample.
     """
-    observed = _Observed("the model", session)
-    _pass_through([observed], dataset.batches(batch_size, pad=pad), len(dataset), metrics, progress)
-    return observed.summary(metrics)
+    batches = _progressing(dataset.batches(batch_size, pad=pad), len(dataset), progress)
+    (records,), _, samples = _observe({"the model": session}, batches, metrics)
+    return _summarise(metrics, records, samples)
 
 
 def evaluate_pair(
@@ -109,41 +74,60 @@ def evaluate_pair(
     progress: Progress = silent,
 ) -> Pair:
     """Measure two models over the same batches in one pass, and how far they agree; raises as `evaluate` does."""
-    before, after = _Observed("the baseline", baseline), _Observed("the optimized model", candidate)
-    batches = dataset.batches(batch_size, pad=pad)
-    means, disagreement = summarise_agreement(_pass_through([before, after], batches, len(dataset), metrics, progress))
-    drops = {metric.name: _drop_interval(metric, before.records, after.records) for metric in metrics}
-    return Pair(before.summary(metrics), after.summary(metrics), means, {**drops, "agreement": disagreement})
+    sessions = {"the baseline": baseline, "the optimized model": candidate}
+    batches = _progressing(dataset.batches(batch_size, pad=pad), len(dataset), progress)
+    (before, after), agreement, samples = _observe(sessions, batches, metrics)
+    means, disagreement = summarise_agreement(agreement)
+    drops = {metric.name: _drop_interval(metric, before[metric.name], after[metric.name]) for metric in metrics}
+    drops["agreement"] = disagreement
+    return Pair(_summarise(metrics, before, samples), _summarise(metrics, after, samples), means, drops)
 
 
-def _pass_through(
-    models: Sequence[_Observed], batches: Iterator[Batch], total: int, metrics: Sequence[Metric], progress: Progress
-) -> Records:
-    """Run every batch through the models; return the records of how far two of them agree."""
-    agreement: Records = {}
+def _progressing(batches: Iterator[Batch], total: int, progress: Progress) -> Iterator[Batch]:
     with progress("evaluate", total) as advance:
         for batch in batches:
-            outputs = [model.run(batch, metrics) for model in models]
-            if len(outputs) == 2:
-                for name, records in observe_agreement(*outputs).items():
-                    agreement.setdefault(name, []).extend(records)
+            yield batch
             for _ in batch.keys:
                 advance()
-    if not models[0].samples:
+
+
+def _observe(
+    sessions: Mapping[str, Session], batches: Iterator[Batch], metrics: Sequence[Metric]
+) -> tuple[list[Records], Records, int]:
+    """Return each model's records by metric, those of how far two of them agree, and the count of samples."""
+    found: list[Records] = [defaultdict(list) for _ in sessions]
+    agreement: Records = defaultdict(list)
+    samples = 0
+    for batch in batches:
+        outputs = [_checked(session.run(batch.inputs), batch, who) for who, session in sessions.items()]
+        for records, own in zip(found, outputs, strict=True):
+            for metric in metrics:
+                records[metric.name].extend(_records(metric, own, batch))
+        for measure, rows in observe_agreement(*outputs).items() if len(outputs) == 2 else ():
+            agreement[measure].extend(rows)
+        samples += len(batch.keys)
+    if not samples:
         raise RequestError("there are no samples to evaluate on", fix="give a dataset with at least one test sample")
-    return agreement
+    return found, agreement, samples
 
 
-def _checked(raw: Mapping[str, NDArray[Any]], batch: Batch, who: str) -> Outputs:
+def _records(metric: Metric, outputs: Arrays, batch: Batch) -> Sequence[Any]:
+    records = metric.observe(outputs, batch.targets)
+    if len(records) != len(batch.keys):
+        raise PluginError(
+            f"metric '{metric.name}' gave {len(records)} records for {len(batch.keys)} samples",
+            fix="its observe(outputs, targets) must return one record a sample",
+        )
+    return records
+
+
+def _checked(raw: Arrays, batch: Batch, who: str) -> Arrays:
     """Cut the padding off and refuse NaN and infinity; outputs without a batch axis are left out."""
     import numpy as np
 
     rows, count = len(next(iter(batch.inputs.values()))), len(batch.keys)
-    outputs = {
-        name: array[:count]
-        for name, array in raw.items()
-        if isinstance(array, np.ndarray) and array.ndim > 0 and len(array) == rows
-    }
+    arrays = {name: array for name, array in raw.items() if isinstance(array, np.ndarray) and array.ndim}
+    outputs = {name: array[:count] for name, array in arrays.items() if len(array) == rows}
     if not outputs:
         shapes = ", ".join(f"'{name}' {np.shape(array)}" for name, array in raw.items())
         raise StageError(
@@ -160,31 +144,33 @@ def _checked(raw: Mapping[str, NDArray[Any]], batch: Batch, who: str) -> Outputs
     return outputs
 
 
-def _summarise(metric: Metric, records: list[Any]) -> tuple[float, Interval]:
+def _summarise(metrics: Sequence[Metric], records: Records, samples: int) -> Evaluation:
+    values = {metric.name: _value(metric, records[metric.name]) for metric in metrics}
+    return Evaluation(values, {metric.name: _interval(metric, records[metric.name]) for metric in metrics}, samples)
+
+
+def _value(metric: Metric, records: Sequence[Any]) -> float:
+    return float(metric.reduce(records) if metric.reduce else 100 * fmean(records))
+
+
+def _interval(metric: Metric, records: Sequence[Any]) -> Interval:
     import numpy as np
 
-    reduce = metric.reduce
-    if reduce is None:
-        numbers = np.asarray(records, dtype=np.float64)
-        return 100 * float(numbers.mean()), mean_interval(numbers)
-    low, high = jackknife(len(records), lambda chosen: reduce(_pick(records, chosen)))
-    if metric.higher_is_better:  # a rate
-        low, high = max(low, 0.0), min(high, 100.0)
-    return float(reduce(records)), (low, high)
+    if metric.reduce is None:
+        return mean_interval(np.asarray(records, np.float64))
+    low, high = jackknife(len(records), lambda chosen: _value(metric, [records[index] for index in chosen]))
+    return (max(low, 0.0), min(high, 100.0)) if metric.higher_is_better else (low, high)  # a rate
 
 
-def _drop_interval(metric: Metric, before: Mapping[str, list[Any]], after: Mapping[str, list[Any]]) -> Interval:
+def _drop_interval(metric: Metric, before: Sequence[Any], after: Sequence[Any]) -> Interval:
     """Bound by how much the metric got worse, paired by sample."""
     import numpy as np
 
-    old, new = before[metric.name], after[metric.name]
-    if not metric.higher_is_better:
-        old, new = new, old
-    reduce = metric.reduce
-    if reduce is None:
+    old, new = (before, after) if metric.higher_is_better else (after, before)
+    if metric.reduce is None:
         return difference_interval(np.asarray(old, np.float64), np.asarray(new, np.float64))
-    return jackknife(len(old), lambda chosen: reduce(_pick(old, chosen)) - reduce(_pick(new, chosen)))
 
+    def drop(chosen: Sequence[int]) -> float:
+        return _value(metric, [old[index] for index in chosen]) - _value(metric, [new[index] for index in chosen])
 
-def _pick(records: list[Any], chosen: Sequence[int]) -> list[Any]:
-    return [records[index] for index in chosen]
+    return jackknife(len(old), drop)

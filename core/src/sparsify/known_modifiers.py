@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -79,3 +80,9 @@ def normalise_options(name: str, phase: str, options: Mapping[str, Any]) -> tupl
 
 def _dead(what: str, *names: str) -> dict[str, str]:
     return {field: said for name in names for field, said in _table()[what].get(name, {}).items()}
+
+
+def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:
+    """Propose the known name that a misspelt one is near to."""
+    near = get_close_matches(name, list(names), n=1)
+    return f"use '{near[0]}'" if near else otherwise

@@ -7,8 +7,10 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np  # noqa: TID253 - this module is the target of entries, imported on first use
+
 from sparsify.contracts import Metric
-from sparsify.errors import PluginError, RequestError, SparsifyError
+from sparsify.errors import PluginError, RequestError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,8 +41,6 @@ def class_scores(outputs: Arrays, *, ids: bool = True) -> NDArray[Any]:
 
 
 def _class_ids(targets: Sequence[Any], scores: NDArray[Any]) -> NDArray[Any]:
-    import numpy as np
-
     ids = np.asarray(targets)
     if ids.dtype.kind not in "iub" or ids.size != len(targets):
         raise RequestError(
@@ -61,9 +61,8 @@ def _class_ids(targets: Sequence[Any], scores: NDArray[Any]) -> NDArray[Any]:
 def _pairs(outputs: Arrays, targets: Sequence[Any]) -> list[tuple[int, int]]:
     """Record the predicted and the true class."""
     scores = class_scores(outputs)
-    ids = _class_ids(targets, scores)
     predicted = scores.argmax(axis=1) if scores.ndim == 2 else scores
-    return list(zip(predicted.tolist(), ids.tolist(), strict=True))
+    return list(zip(predicted.tolist(), _class_ids(targets, scores).tolist(), strict=True))
 
 
 def _top1(outputs: Arrays, targets: Sequence[Any]) -> list[bool]:
@@ -71,37 +70,35 @@ def _top1(outputs: Arrays, targets: Sequence[Any]) -> list[bool]:
 
 
 def _top5(outputs: Arrays, targets: Sequence[Any]) -> list[bool]:
-    import numpy as np
-
     scores = class_scores(outputs, ids=False)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
     return [bool(hit) for hit in (best == _class_ids(targets, scores)[:, None]).any(axis=1)]
 
 
-def _counts(records: Sequence[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+def _counts(records: Sequence[Any]) -> list[NDArray[Any]]:
     """Count by class that occurs: right predictions, all predictions, all targets."""
-    import numpy as np
-
-    pairs = np.asarray(records, dtype=np.int64)
+    pairs = np.asarray(records)
     ids = np.unique(pairs, return_inverse=True)[1].reshape(pairs.shape)
     right = ids[ids[:, 0] == ids[:, 1], 0]
-    return tuple(np.bincount(some, minlength=ids.max() + 1) for some in (right, *ids.T))  # type: ignore[return-value]
+    return [np.bincount(some, minlength=ids.max() + 1) for some in (right, *ids.T)]
 
 
 def _macro_f1(records: Sequence[Any]) -> float:
+    """Average over the classes that occur among targets or predictions."""
     right, predicted, true = _counts(records)
     return 100 * float((2 * right / (predicted + true)).mean())
 
 
 def _macro_recall(records: Sequence[Any]) -> float:
+    """Average over the classes that occur among targets."""
     right, _, true = _counts(records)
     return 100 * float((right[true > 0] / true[true > 0]).mean())
 
 
 ACCURACY = Metric("accuracy", _top1)
 TOP5 = Metric("top5", _top5)
-F1 = Metric("f1", _pairs, _macro_f1)  # over classes that occur among targets or predictions
-RECALL = Metric("recall", _pairs, _macro_recall)  # over classes that occur among targets
+F1 = Metric("f1", _pairs, _macro_f1)
+RECALL = Metric("recall", _pairs, _macro_recall)
 
 
 def function_metric(spec: str) -> Metric:
@@ -119,34 +116,24 @@ def function_metric(spec: str) -> Metric:
             fix="run where the module can be imported, for example with PYTHONPATH=. in front",
         ) from error
     if not inspect.isroutine(function):
-        raise RequestError(
-            f"--eval-metric {spec}: {module} has no function '{name}'", fix=f"define {name}(outputs, targets) there"
-        )
+        problem = f"--eval-metric {spec}: {module} has no function '{name}'"
+        raise RequestError(problem, fix=f"define {name}(outputs, targets) there")
 
     def observe(outputs: Arrays, targets: Sequence[Any]) -> list[float]:
         try:
-            return _checked(spec, function(outputs, targets), len(targets))
-        except SparsifyError:
-            raise
-        except Exception as error:
+            numbers = np.asarray(function(outputs, targets), dtype=np.float64)
+        except Exception as error:  # and so may the function
             raise PluginError(
                 f"--eval-metric {spec} failed: {type(error).__name__}: {error}",
                 fix=f"mend {spec}, or run again with --debug for the traceback",
             ) from error
-
-    return Metric(spec, observe)
-
-
-def _checked(spec: str, result: Any, samples: int) -> list[float]:
-    import numpy as np
-
-    numbers = np.asarray(result, dtype=np.float64)
-    wrong = numbers[~((numbers >= 0) & (numbers <= 1))]  # NaN among them
-    if numbers.shape != (samples,) or len(wrong):
-        found = f"shape {numbers.shape}" if numbers.shape != (samples,) else f"{wrong[0]:g}"
+        wrong = numbers[~((numbers >= 0) & (numbers <= 1))]  # NaN among them
+        if numbers.shape == (len(targets),) and not len(wrong):
+            return [float(number) for number in numbers]
+        found = f"{wrong[0]:g}" if numbers.shape == (len(targets),) else f"shape {numbers.shape}"
         raise PluginError(
-            f"--eval-metric {spec} returned {found}, expected {samples} numbers from 0 to 1",
+            f"--eval-metric {spec} returned {found}, expected {len(targets)} numbers from 0 to 1",
             fix="return a list with one number from 0 to 1 for each sample of the batch",
         )
-    records: list[float] = numbers.tolist()
-    return records
+
+    return Metric(spec, observe)

@@ -7,44 +7,27 @@ import math
 from collections.abc import Sequence
 
 WIDTH, HEIGHT = 1000, 240
+LEAST = 0.01  # of the height, so that a bar of 0 is seen
 Values = Sequence[float | None]
 
 
-def bar_plot(values: Values, titles: Sequence[str], classes: Sequence[str], top: float) -> str:
-    """Draw one bar a value, from 0 to `top`; a missing value leaves its place empty, a title shows on hover."""
-    step = WIDTH / max(1, len(values))
-    gap = min(0.3 * step, 8)
-    bars = []
-    for index, (value, title, name) in enumerate(zip(values, titles, classes, strict=True)):
-        if value is not None:
-            height = max(2.0, HEIGHT * min(value / top, 1.0))
-            place = f'x="{index * step + gap / 2:.2f}" y="{HEIGHT - height:.2f}" width="{step - gap:.2f}"'
-            bars.append(f'<rect class="{name}" {place} height="{height:.2f}">{_title(title)}</rect>')
-    return _frame("".join(bars))
+def plot(values: Values, titles: Sequence[str], styles: Sequence[str], top: float) -> str:
+    """Draw values from 0 to `top`, first to last, as bars; those of style `dot` as points joined by a line.
 
-
-def line_plot(values: Values, titles: Sequence[str], top: float) -> str:
-    """Draw values from 0 to `top` as points joined by a line, which breaks where a value is missing."""
+    A missing value leaves its place empty and breaks the line; a title shows on hover.
+    """
     step = WIDTH / max(1, len(values))
-    path, dots, pen = "", "", "M"
-    for index, (value, title) in enumerate(zip(values, titles, strict=True)):
+    line, marks, pen = "", "", "M"
+    for index, (value, title, style) in enumerate(zip(values, titles, styles, strict=True)):
         if value is None:
             pen = "M"
             continue
-        place = f"{(index + 0.5) * step:.2f} {HEIGHT * (1 - min(max(value / top, 0.0), 1.0)):.2f}"
-        path, pen = f"{path}{pen}{place}", "L"
-        # a line of no length with round caps stays a round dot however the plot is stretched
-        dots += f'<path class="dot" d="M{place}h0">{_title(title)}</path>'
-    return _frame(f'<path class="line" d="{path}"/>{dots}')
-
-
-def _title(text: str) -> str:
-    return f"<title>{html.escape(text)}</title>"
-
-
-def _frame(content: str) -> str:
-    grid = "".join(f'<path class="grid" d="M0 {HEIGHT * quarter / 4:.1f}H{WIDTH}"/>' for quarter in range(5))
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true">{grid}{content}</svg>'
+        height = HEIGHT * min(max(value / top, 0.0 if style == "dot" else LEAST), 1.0)
+        x, y, foot = f"{(index + 0.5) * step:.2f}", f"{HEIGHT - height:.2f}", f"{HEIGHT}"
+        if style == "dot":
+            line, pen, foot = f"{line}{pen}{x} {y}", "L", y  # no length and round caps: a dot however stretched
+        marks += f'<path class="{style}" d="M{x} {y}V{foot}"><title>{html.escape(title)}</title></path>\n'
+    return f'<path class="line" d="{line}"/>\n<g stroke-width="{step - min(0.3 * step, 8):.2f}">\n{marks}</g>'
 
 
 def round_top(values: Values) -> float:

@@ -13,7 +13,6 @@ def commands() -> list[Entry]:
         Entry("use-cases", "sparsify.cli.use_cases:app", "List use cases, their aliases and metrics"),
         Entry("plugins", "sparsify.cli.plugins:app", "List, explain, check or scaffold plugins"),
         Entry("recipe", "sparsify.cli.recipe:app", "Show, check or write a recipe"),
-        Entry("benchmark", "sparsify.cli.benchmark:app", "Time models and runtimes side by side"),
         Entry("eval", "sparsify.cli.evaluate:app", "Measure a deployment folder on a dataset"),
         Entry(
             "doctor",

@@ -45,7 +45,7 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
     if suffix not in (".yaml", ".yml", ".json", ".md"):
         raise RequestError(f"recipe {path} is no recipe file", fix="give a .yaml, .yml, .json or .md file")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text: str | None = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise RequestError(f"recipe {path} is not UTF-8 text: {error.reason}", fix="save it as UTF-8") from error
     except OSError as error:
@@ -53,23 +53,26 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
         raise RequestError(f"recipe {path} cannot be read: {error.strerror}", fix=fix) from error
     if suffix == ".json":
         text = text.replace("\t", " ")  # JSON is YAML but for tabs, and cannot hold one inside a string
-    if suffix == ".md":
-        text = front_matter(text, str(path))
+    if suffix == ".md" and (text := front_matter(text, anywhere=True)) is None:
+        fix = "put the recipe between two lines of --- , or into a .yaml file"
+        raise RequestError(f"{path} has no front matter, a block between two lines of ---", fix=fix)
     return parse_recipe(text, overrides, source=str(path))
 
 
 def parse_recipe(text: str, overrides: Mapping[str, Any] | None = None, source: str = "recipe") -> Recipe:
     """Read recipe text of either dialect; `overrides` replace its variables. Raises RequestError naming the place."""
     from sparsify.recipe_groups import find_blocks, global_variables
-    from sparsify.recipe_text import Tagged, read_document, strip_front_matter
+    from sparsify.recipe_text import Tagged, front_matter, read_document
     from sparsify.recipe_variables import check_overrides, read_override, resolve_variables, substitute
 
     given = {name: read_override(value) for name, value in (overrides or {}).items()}
-    document = read_document(strip_front_matter(text), given, source)
+    within = front_matter(text, anywhere=False)
+    document = read_document(text if within is None else within, given, source)
     if isinstance(document, Tagged | list):
         document = {"modifiers": document}
     if not isinstance(document, dict):
         raise RequestError(f"{source} holds {type(document).__name__}, expected lists of modifiers", fix=_EXAMPLE)
+    document = {str(key): value for key, value in document.items()}
     blocks = tuple(find_blocks(document, source))
     if not blocks:
         raise RequestError(f"{source} holds no modifiers", fix=_EXAMPLE)
@@ -79,8 +82,9 @@ def parse_recipe(text: str, overrides: Mapping[str, Any] | None = None, source: 
     steps: list[Step] = []
     notes: list[str] = []
     for block in blocks:
-        shadowing = {name: given.get(name, value) for name, value in block.variables.items()}
-        inner = resolve_variables(shadowing, scope, source)
+        inner = resolve_variables(
+            {name: given.get(name, value) for name, value in block.variables.items()}, scope, source
+        )
         for item in block.items:
             options = substitute(item.options, inner, f"{source}, {item.name}")
             options, said = normalise_options(item.name, block.phase, options)
@@ -93,35 +97,35 @@ def dump_recipe(recipe: Recipe, header: str = "") -> str:
     """Write a recipe in the tag dialect, variables resolved, below `header` as comments; reading it gives it back."""
     from sparsify.recipe_text import Tagged, write_document
 
-    document: dict[str, Any] = {"version": "1.1.0"}
-    for (group, phase), run in groupby(recipe.steps, key=lambda step: (step.group, step.phase)):
-        place, name = _place(document, group, phase)
-        place[_unused(name, place)] = [Tagged(step.name, dict(step.options)) for step in run]
-    if not recipe.steps:
-        document["modifiers"] = []
+    document: dict[str, Any] = {"version": "1.1.0"} | ({} if recipe.steps else {"modifiers": []})
+    for (stage, run_type), staged in groupby(recipe.steps, key=_stage):
+        place = document
+        if stage:
+            place = document[_unused(stage, document)] = {"run_type": run_type} if run_type else {}
+        for name, run in groupby(staged, key=_list_name):
+            place[_unused(name, place)] = [Tagged(step.name, dict(step.options)) for step in run]
     comments = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
     return comments + write_document(document)
 
 
-def _place(document: dict[str, Any], group: str, phase: str) -> tuple[dict[str, Any], str]:
-    """Find where a group goes: at the top where its name implies its phase, else in a stage whose run_type says it."""
-    from sparsify.recipe_groups import RUN_TYPES, group_name, implied_phase
+def _stage(step: Step) -> tuple[str, str]:
+    """Find the stage of a step and its run_type: none where the name of its list alone implies its phase."""
+    from sparsify.recipe_groups import RUN_TYPES, implied_phase
 
-    stage, _, name = group.rpartition("/")
-    name = group_name(name) if name else "post_training_modifiers" if phase == "post-training" else "modifiers"
-    if not stage and phase == implied_phase(name):
-        return document, name
-    stage = stage or name.removesuffix("modifiers").removesuffix("_") + "_stage"
-    run_type = {phase: word for word, phase in RUN_TYPES.items()}.get(phase)
-    last = document.get(stage) if stage == list(document)[-1] else None
-    if last is None or last.get("run_type") != run_type or name in last:
-        stage = _unused(stage, document)
-        document[stage] = {"run_type": run_type} if run_type else {}
-    place: dict[str, Any] = document[stage]
-    return place, name
+    stage, name = step.group.rpartition("/")[0], _list_name(step)
+    if step.phase == implied_phase(name):
+        return stage, ""
+    run_type = next((word for word, phase in RUN_TYPES.items() if phase == step.phase), "")
+    return stage or name.removesuffix("modifiers").removesuffix("_") + "_stage", run_type
+
+
+def _list_name(step: Step) -> str:
+    from sparsify.recipe_groups import group_name
+
+    default = "post_training" if step.phase == "post-training" else "modifiers"
+    return group_name(step.group.rpartition("/")[2] or default)
 
 
 def _unused(name: str, taken: Mapping[str, Any]) -> str:
-    stem, _, suffix = name.rpartition("_")
-    numbered = (f"{stem or suffix}_{number}" + (f"_{suffix}" if stem else "") for number in count(2))
-    return next(free for free in chain([name], numbered) if free not in taken)
+    candidates = chain([name], (f"part_{number}_{name}" for number in count(2)))
+    return next(candidate for candidate in candidates if candidate not in taken)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,56 +24,27 @@ class Block:
     variables: Mapping[str, Any]
 
 
-def global_variables(document: Mapping[Any, Any]) -> dict[str, Any]:
+def global_variables(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return every top-level value that is neither a group, nor a stage, nor reserved."""
-    return {
-        str(name): value
-        for name, value in document.items()
-        if name not in _RESERVED and not _is_group(str(name), value) and not _is_stage(str(name), value)
-    }
+    values = {name: value for name, value in document.items() if name not in _RESERVED}
+    return {name: value for name, value in values.items() if not _is_group(name, value) and not _is_stage(name, value)}
 
 
-def find_blocks(document: Mapping[Any, Any], source: str) -> Iterator[Block]:
+def find_blocks(document: Mapping[str, Any], source: str) -> Iterator[Block]:
     """Yield every group with its phase, in file order; key-dialect groups outside stages share a `default_stage`."""
-    entries = [(str(key), value) for key, value in document.items()]
-    loose = {key: value for key, value in entries if _is_group(key, value) and _items(key, value, source)[1]}
-    for key, value in entries:
+    loose = {key: value for key, value in document.items() if _is_group(key, value) and _is_by_key(value)}
+    for key, value in document.items():
         if key in loose:
-            if key == next(iter(loose)):
-                yield from _stage("default", loose, source)
+            yield from _stage("default", loose, source) if key == next(iter(loose)) else ()
         elif _is_group(key, value):
-            yield Block(group_name(key), implied_phase(key), _items(key, value, source)[0], {})
+            yield Block(group_name(key), implied_phase(key), tuple(_items(key, value, source)), {})
         elif key == "stages":
-            for name, body in _named_stages(value, source):
-                yield from _stage(name, body, source)
+            yield from _named_stages(value, source)
         elif _is_stage(key, value):
             yield from _stage(key, value, source)
         elif isinstance(value, list) and any(isinstance(item, Tagged) for item in value):
-            raise RequestError(
-                f"{source}: list '{key}' holds modifiers, but its name does not contain 'modifiers'",
-                fix=f"rename it to '{key}_modifiers'",
-            )
-
-
-def _named_stages(stages: object, source: str) -> Iterator[tuple[str, object]]:
-    if not isinstance(stages, dict):
-        raise RequestError(f"{source}: 'stages' holds no mapping", fix="write each stage's name and groups below it")
-    for name, bodies in stages.items():
-        if not isinstance(bodies, list):
-            yield str(name), bodies
-            continue
-        for index, body in enumerate(bodies):
-            yield f"{name}_{index + 1}" if index else str(name), body
-
-
-def _is_group(key: str, value: object) -> bool:
-    return ("modifiers" in key and not key.endswith("_stage")) or isinstance(value, Tagged)
-
-
-def _is_stage(key: str, value: object) -> bool:
-    if not isinstance(value, dict):
-        return False
-    return key.endswith("_stage") or any(_is_group(str(inner), item) for inner, item in value.items())
+            problem = f"{source}: list '{key}' holds modifiers, but its name does not contain 'modifiers'"
+            raise RequestError(problem, fix=f"rename it to '{key}_modifiers'")
 
 
 def implied_phase(group: str) -> str:
@@ -87,67 +58,68 @@ def group_name(key: str) -> str:
     return name if "modifiers" in name else f"{name}_modifiers"
 
 
+def _is_group(key: str, value: object) -> bool:
+    return ("modifiers" in key and not key.endswith("_stage")) or isinstance(value, Tagged)
+
+
+def _is_stage(key: str, value: object) -> bool:
+    return isinstance(value, dict) and (key.endswith("_stage") or any(_is_group(str(k), v) for k, v in value.items()))
+
+
+def _is_by_key(group: object) -> bool:
+    return any(isinstance(item, dict) for item in _listed(group))
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _named_stages(stages: object, source: str) -> Iterator[Block]:
+    if not isinstance(stages, dict):
+        raise RequestError(f"{source}: 'stages' holds no mapping", fix="write each stage's name and groups below it")
+    for name, bodies in stages.items():
+        for index, body in enumerate(bodies if isinstance(bodies, list) else [bodies]):
+            yield from _stage(f"{name}_{index + 1}" if index else str(name), body, source)
+
+
 def _stage(name: str, body: object, source: str) -> Iterator[Block]:
-    if not isinstance(body, dict) or not any(_is_group(str(key), value) for key, value in body.items()):
-        raise RequestError(
-            f"{source}: stage '{name}' holds no group of modifiers",
-            fix="name a mapping or list in it so that it ends in _modifiers",
-        )
+    entries = {str(key): value for key, value in body.items()} if isinstance(body, dict) else {}
+    groups = {key: value for key, value in entries.items() if _is_group(key, value)}
+    if not groups:
+        fix = "name a mapping or list in it so that it ends in _modifiers"
+        raise RequestError(f"{source}: stage '{name}' holds no group of modifiers", fix=fix)
     stage = name.removesuffix("_stage").replace("/", "_") + "_stage"
-    groups = [(str(k), *_items(str(k), v, source)) for k, v in body.items() if _is_group(str(k), v)]
-    variables = {str(k): v for k, v in body.items() if not _is_group(str(k), v) and k != "run_type"}
-    phase = _stage_phase(stage, groups, body.get("run_type"), source)
-    for key, items, _ in groups:
-        yield Block(f"{stage}/{group_name(key)}", phase, items, variables)
+    items = {key: tuple(_items(key, value, source)) for key, value in groups.items()}
+    variables = {key: value for key, value in entries.items() if key not in groups and key != "run_type"}
+    names = {item.name for group in items.values() for item in group}
+    phase = _stage_phase(stage, entries.get("run_type"), any(map(_is_by_key, groups.values())), names, source)
+    for key in groups:
+        yield Block(f"{stage}/{group_name(key)}", phase or implied_phase(key), items[key], variables)
 
 
-def _stage_phase(
-    stage: str, groups: Sequence[tuple[str, Sequence[Tagged], bool]], run_type: object, source: str
-) -> str:
-    """Decide a stage's phase: run_type; in the key dialect its name, then its modifiers; else its lists' names."""
-    if run_type is not None:
-        if str(run_type) not in RUN_TYPES:
-            raise RequestError(
-                f"{source}: run_type of stage '{stage}' is {run_type!r}",
-                fix="write `run_type: oneshot` or `run_type: train`",
-            )
-        return RUN_TYPES[str(run_type)]
-    if any(is_key_dialect for _, _, is_key_dialect in groups):
-        for word, phase in RUN_TYPES.items():
-            if word in stage:
-                return phase
-        names = {item.name for _, items, _ in groups for item in items}
-        return "training" if names and names <= TRAINING_ONLY else "post-training"
-    phases = {implied_phase(key) for key, _, _ in groups}
-    if len(phases) > 1:
-        raise RequestError(
-            f"{source}: stage '{stage}' mixes post_training_modifiers with other lists",
-            fix="give each a stage of its own, with `run_type: oneshot` or `run_type: train`",
-        )
-    return phases.pop()
+def _stage_phase(stage: str, run_type: object, is_by_key: bool, names: set[str], source: str) -> str:
+    """Decide a stage's phase: run_type; in the key dialect its name, then its modifiers; else each list's own."""
+    if run_type is None and not is_by_key:
+        return ""
+    if run_type is None:
+        inferred = "training" if names <= TRAINING_ONLY else "post-training"
+        return next((phase for word, phase in RUN_TYPES.items() if word in stage), inferred)
+    if str(run_type) not in RUN_TYPES:
+        fix = "write `run_type: oneshot` or `run_type: train`"
+        raise RequestError(f"{source}: run_type of stage '{stage}' is {run_type!r}", fix=fix)
+    return RUN_TYPES[str(run_type)]
 
 
-def _items(key: str, value: object, source: str) -> tuple[tuple[Tagged, ...], bool]:
-    """Return a group's modifiers, and whether it is written in the key dialect (Name: options)."""
-    items: list[Tagged] = []
-    is_key_dialect = False
-    for item in value if isinstance(value, list) else [] if value is None else [value]:
+def _items(key: str, group: object, source: str) -> Iterator[Tagged]:
+    for item in _listed(group):
         if isinstance(item, Tagged):
-            items.append(item)
+            yield item
         elif isinstance(item, dict):
-            is_key_dialect = True
-            items.extend(Tagged(str(name), _arguments(str(name), options, source)) for name, options in item.items())
+            for name, options in item.items():
+                if options is not None and not isinstance(options, dict):
+                    problem = f"{source}: '{name}' holds {options!r}, expected a mapping of arguments"
+                    raise RequestError(problem, fix=f"write `{name}: {{…}}`")
+                yield Tagged(str(name), options or {})
         else:
-            raise RequestError(
-                f"{source}: '{key}' holds {item!r}, expected a modifier with its arguments",
-                fix=f"write `- !{item if isinstance(item, str) else 'QuantizationModifier'}` with arguments below it",
-            )
-    return tuple(items), is_key_dialect
-
-
-def _arguments(name: str, options: object, source: str) -> Mapping[Any, Any]:
-    if options is not None and not isinstance(options, dict):
-        raise RequestError(
-            f"{source}: '{name}' holds {options!r}, expected a mapping of arguments", fix=f"write `{name}: {{…}}`"
-        )
-    return options or {}
+            fix = f"write `- !{item if isinstance(item, str) else 'QuantizationModifier'}` with arguments below it"
+            raise RequestError(f"{source}: '{key}' holds {item!r}, expected a modifier with its arguments", fix=fix)

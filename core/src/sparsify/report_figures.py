@@ -1,4 +1,4 @@
-"""Read metrics.json into the figures that the terminal, Markdown and HTML reports share; what is missing is a dash."""
+"""Read metrics.json into the words that the terminal, Markdown and HTML reports share; what is missing is a dash."""
 
 from __future__ import annotations
 
@@ -7,20 +7,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 DASH = "–"
-SIDES = ("baseline", "optimized")
 # verdict: tone, title, explanation
 VERDICTS: Mapping[str, tuple[str, str, str]] = {
     "met": ("good", "Within budget", "Verified on held-out samples, timed, and ready to deploy."),
-    "unbounded": (
-        "good",
-        "Verified, no budget",
-        "Verified on held-out samples and timed; no budget was set to judge by.",
-    ),
+    "unbounded": ("good", "Verified, no budget", "Verified on held-out samples and timed; no budget was set."),
     "baseline": ("calm", "Baseline", "Nothing was changed; these are the original model's own figures."),
     "missed": ("bad", "Over budget", "The best artefact found loses more than the budget allows."),
     "slower": ("bad", "Slower", "The artefact is slower than the best float configuration on the deciding runtime."),
     "unverified": ("warn", "Not verified", "There was not enough evidence to judge this artefact; see the notes."),
 }
+
+
+class Row(NamedTuple):
+    """Hold one line of the comparison: what stands before and after, as `bars` too, and the change.
+
+    A `card` line is shown large above the table.
+    """
+
+    label: str
+    sides: Sequence[str]
+    change: str = ""
+    bars: Sequence[float | None] = ()
+    card: bool = False
 
 
 class Table(NamedTuple):
@@ -40,14 +48,14 @@ def dig(value: Any, *path: str) -> Any:
 
 def both(metrics: Mapping[str, Any], *path: str) -> list[Any]:
     """Follow keys on both sides, the baseline's and the optimized model's."""
-    return [dig(metrics, side, *path) for side in SIDES]
+    return [dig(metrics, side, *path) for side in ("baseline", "optimized")]
 
 
 def number(value: Any, form: str = ".2f", unit: str = "") -> str:
     """Write a number with its unit, with a true minus sign; a dash for what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return DASH
-    return f"{value:{form}}".replace("-", "−") + (f" {unit}" if unit else "")
+    return f"{value:{form}} {unit}".replace("-", "−").rstrip()
 
 
 def percent(share: Any) -> str:
@@ -68,13 +76,11 @@ def milliseconds(value: Any) -> str:
     return number(value, f".{max(0, 2 - math.floor(math.log10(value)))}f", "ms") if value else DASH
 
 
-def times(factor: float | None, word: str = "", opposite: str = "") -> str:
-    """Write a factor as `2.1× faster`, below 1 as `1.3× slower`; unnamed it stays as it is."""
+def times(factor: float | None, more: str = "faster", less: str = "slower") -> str:
+    """Write a factor as `2.10× faster`, below 1 as `1.30× slower`."""
     if not factor:
         return DASH
-    if opposite and round(factor, 2) < 1:
-        factor, word = 1 / factor, opposite
-    return f"{factor:.2f}× {word}".rstrip()
+    return f"{factor:.2f}× {more}" if round(factor, 2) >= 1 else f"{1 / factor:.2f}× {less}"
 
 
 def span(bounds: Any, form: str = ".2f") -> str:
@@ -82,32 +88,56 @@ def span(bounds: Any, form: str = ".2f") -> str:
     return f"{number(bounds[0], form)} to {number(bounds[1], form)}" if bounds and None not in bounds else ""
 
 
+def speed_words(factor: float | None, bounds: Any = None) -> str:
+    """Say a speed-up and its 95 % interval; where that contains 1 there is no difference to tell."""
+    within = f"{span(bounds)}×" if span(bounds) else ""
+    same = within and bounds[0] <= 1 <= bounds[1]
+    return _with("no measurable difference" if same else times(factor), within)
+
+
+def _with(text: str, bounds: str) -> str:
+    return f"{text} ({bounds})" if bounds else text
+
+
 def threads(count: int | None) -> str:
     """Say a thread count; 0 means every core."""
     return "all cores" if count == 0 else f"{number(count, 'd')} thread{'' if count == 1 else 's'}"
 
 
-def of(part: Any, whole: Any) -> str:
-    """Write `18/21`."""
-    return DASH if part is None else f"{part}/{number(whole, 'd')}"
+def of(counts: Any, key: str) -> str:
+    """Write one of the counts as `18/21`."""
+    return DASH if dig(counts, key) is None else f"{counts[key]}/{number(dig(counts, 'of'), 'd')}"
 
 
-def ratio(metrics: Mapping[str, Any], key: str) -> float | None:
-    """Return before ÷ after of a size."""
-    before, after = both(metrics, key)
-    return before / after if before and after else None
-
-
-def verdict(metrics: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Say the verdict: its tone (good, calm, warn or bad), title and explanation."""
+def words(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Say what heads a report: verdict with its tone (good, calm, warn or bad), outcome, and what was asked for."""
     name = str(metrics.get("verdict") or "Unknown")
-    return VERDICTS.get(name, ("warn", name, "This verdict is not known to this version."))
+    tone, title, text = VERDICTS.get(name, ("warn", name, "This verdict is not known to this version."))
+    said = {"tone": tone, "title": title, "text": text, "summary": summary(metrics)}
+    said |= {"level": number(metrics.get("optim_level"), ".3g"), "seed": number(metrics.get("seed"), "d")}
+    return said | {key: str(metrics.get(key) or DASH) for key in ("use_case", "kind")}
+
+
+def remarks(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """List warnings, the fix and notes as (kind, line)."""
+    yield from (("warning", f"warning: {line}") for line in metrics.get("warnings") or ())
+    if metrics.get("fix"):
+        yield "fix", f"fix: {metrics['fix']}"
+    yield from (("note", str(line)) for line in metrics.get("notes") or ())
 
 
 def deciding(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """Name the metric and the runtime that decide: the first of each, or nothing."""
     metric = metrics.get("metric") or next(iter(dig(metrics, "baseline", "metrics") or {}), "")
     return str(metric), next(iter(dig(metrics, "optimized", "latency") or {}), "")
+
+
+def speed(metrics: Mapping[str, Any], runtime: str) -> str:
+    """Say how the speed on a runtime changed; nothing where nothing was changed."""
+    if metrics.get("verdict") == "baseline":
+        return ""
+    bounds = metrics.get("speedup_interval") if runtime == deciding(metrics)[1] else None
+    return speed_words(dig(metrics, "speedup", runtime), bounds)
 
 
 def change(metrics: Mapping[str, Any], name: str) -> tuple[float | None, Any]:
@@ -127,60 +157,75 @@ def budget(metrics: Mapping[str, Any]) -> str:
     points, given = dig(metrics, "budget", "points"), str(dig(metrics, "budget", "given") or "")
     if points is None:
         return "no budget"
-    repeats = given.replace(".", "", 1).isdigit()  # a plain number only says the points again
-    return f"budget {number(points)} points" + (f", {given}" if given and not repeats else "")
+    repeats = not given or given.replace(".", "", 1).isdigit()  # a plain number only says the points again
+    return f"budget {number(points)} points" + ("" if repeats else f", {given}")
+
+
+def ratio(metrics: Mapping[str, Any], key: str) -> float | None:
+    """Return before ÷ after of a size."""
+    before, after = both(metrics, key)
+    return before / after if before and after else None
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
     """Say the outcome in one sentence."""
     name, runtime = deciding(metrics)
-    speed = times(dig(metrics, "speedup", runtime), "faster", "slower")
-    parts = [times(ratio(metrics, "bytes"), "smaller", "larger"), f"{speed} on {runtime}"]
+    parts = [times(ratio(metrics, "bytes"), "smaller", "larger")]
+    if said := speed(metrics, runtime):
+        parts.append(f"{said} on {runtime}")
     if name:
-        moved = f"{number(change(metrics, name)[0], '+.2f')}; {budget(metrics)}"
-        parts.append(f"{name} {_moved(map(number, both(metrics, 'metrics', name)))} ({moved})")
+        before, after = map(number, both(metrics, "metrics", name))
+        parts.append(f"{name} {before} → {after} ({number(change(metrics, name)[0], '+.2f')}; {budget(metrics)})")
     return ", ".join(part for part in parts if not part.startswith(DASH))
 
 
-def cards(metrics: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """List what matters most: a headline whose first word is the figure, and lines of detail."""
-    name, runtime = deciding(metrics)
-    sparse = f"{percent(dig(metrics, 'optimized', 'sparsity'))} sparse"
-    yield times(ratio(metrics, "bytes"), "smaller", "larger"), _moved(map(size, both(metrics, "bytes"))), sparse
-    latency = _moved(map(milliseconds, both(metrics, "latency", runtime, "p50_ms")))
-    speed = span(metrics.get("speedup_interval"))
-    faster = times(dig(metrics, "speedup", runtime), "faster", "slower")
-    yield faster, latency, f"95 %: {speed}×" if speed else f"on {runtime or DASH}"
-    moved, bounds = change(metrics, name)
-    within = f"95 %: {span(bounds)}" if bounds else budget(metrics)
-    yield f"{number(moved, '+.2f')} points of {name}", _moved(map(number, both(metrics, "metrics", name))), within
-    if name != "agreement":
-        top1, cosine = dig(metrics, "agreement", "top1"), dig(metrics, "agreement", "cosine")
-        figure = f"{number(cosine, '.4f')} cosine" if top1 is None else f"{number(top1, '.1f')}% agreement"
-        yield figure, "with the baseline's own outputs"
+def rows(metrics: Mapping[str, Any]) -> list[Row]:
+    """List the comparison line by line."""
+    return [*_size_rows(metrics), *_metric_rows(metrics), *_latency_rows(metrics)]
 
 
-def bars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], list[str]]]:
-    """List what is drawn as a pair of bars: label, both values, both in words."""
-    for label, key in (("file size", "bytes"), ("compressed (gzip -9)", "compressed_bytes")):
-        yield label, both(metrics, key), list(map(size, both(metrics, key)))
-    for runtime in dig(metrics, "optimized", "latency") or {}:
-        for label, key in (("median latency", "p50_ms"), ("95th percentile", "p95_ms")):
-            sides = both(metrics, "latency", runtime, key)
-            yield f"{label}, {runtime}", sides, list(map(milliseconds, sides))
+def _size_rows(metrics: Mapping[str, Any]) -> Iterator[Row]:
+    for label, key in (("file size", "bytes"), ("compressed size (gzip -9)", "compressed_bytes")):
+        bars, gain = both(metrics, key), times(ratio(metrics, key), "smaller", "larger")
+        yield Row(label, list(map(size, bars)), gain, bars, card=key == "bytes")
+    optimized = metrics.get("optimized")
+    yield Row("sparsity of eligible layers", [DASH, percent(dig(optimized, "sparsity"))], card=True)
+    yield Row("sparsity of the whole file", [DASH, percent(dig(optimized, "sparsity_file"))])
+    yield Row("INT8 layers in the file", [DASH, of(dig(optimized, "quantized"), "int8")])
 
 
-def _moved(words: Iterable[str]) -> str:
-    return " → ".join(words)
+def _metric_rows(metrics: Mapping[str, Any]) -> Iterator[Row]:
+    for name in dig(metrics, "baseline", "metrics") or {}:
+        values, bounds = both(metrics, "metrics", name), both(metrics, "intervals", name)
+        sides = [_with(number(one), span(own, ".1f")) for one, own in zip(values, bounds, strict=True)]
+        moved, between = change(metrics, name)
+        said = _with(number(moved, "+.2f", "points"), span(between))
+        yield Row(name, sides, said, card=name == deciding(metrics)[0])
+    top1, cosine, kl = (dig(metrics, "agreement", key) for key in ("top1", "cosine", "kl"))
+    if deciding(metrics)[0] != "agreement":
+        yield Row("agreement with the baseline, top-1", [DASH, number(top1, ".2f", "%")], card=top1 is not None)
+    yield Row("cosine of the outputs", [DASH, number(cosine, ".5f")], card=top1 is None)
+    yield Row("KL divergence of the outputs", [DASH, number(kl, ".5f", "nats")])
+
+
+def _latency_rows(metrics: Mapping[str, Any]) -> Iterator[Row]:
+    for runtime, entry in (dig(metrics, "optimized", "latency") or {}).items():
+        p50, p95 = (both(metrics, "latency", runtime, key) for key in ("p50_ms", "p95_ms"))
+        label = f"{runtime}: p50 at batch {number(dig(entry, 'batch'), 'd')}, {threads(dig(entry, 'threads'))}"
+        said, decides = speed(metrics, runtime), runtime == deciding(metrics)[1]
+        yield Row(label, list(map(milliseconds, p50)), said, p50, card=decides)
+        yield Row(f"{runtime}: p95", list(map(milliseconds, p95)), bars=p95)
+        executed = [of(side, "int8_executed") for side in both(metrics, "latency", runtime)]
+        yield Row(f"{runtime}: INT8 nodes executed", executed)
 
 
 def tables(metrics: Mapping[str, Any]) -> Iterator[Table]:
     """List the report's tables; a column or a table that would say nothing is left out."""
-    layers, stages = metrics.get("layers") or (), metrics.get("stages") or ()
-    yield Table("All figures", ("", "before", "after", "change"), rows(metrics))
+    lines = [[row.label, *row.sides, row.change] for row in rows(metrics)]
+    yield Table("All figures", ("", "before", "after", "change"), lines)
     headings = ("layer", "op", "shape", "sparsity", "precision", "SQNR dB", "drop if alone", "kept as it was")
-    yield from _filled("Layers", headings, map(_layer, layers))
-    yield from _filled("Stages", ("stage", "seconds", "peak memory MB"), map(_stage, stages))
+    yield from _filled("Layers", headings, map(_layer, metrics.get("layers") or ()))
+    yield from _filled("Stages", ("stage", "seconds", "peak memory MB"), map(_stage, metrics.get("stages") or ()))
     yield from _filled("Measured with", ("what", "value"), _particulars(metrics))
 
 
@@ -189,53 +234,6 @@ def _filled(title: str, headings: Sequence[str], lines: Iterable[Sequence[str]])
     kept = [column for column in range(len(headings)) if any(line[column] not in ("", DASH) for line in found)]
     if kept:
         yield Table(title, [headings[one] for one in kept], [[line[one] for one in kept] for line in found])
-
-
-def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """List the comparison line by line: label, before, after, change."""
-    return [*_size_rows(metrics), *_metric_rows(metrics), *_latency_rows(metrics)]
-
-
-def _size_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    for label, key in (("file size", "bytes"), ("compressed size (gzip -9)", "compressed_bytes")):
-        before, after = map(size, both(metrics, key))
-        yield label, before, after, times(ratio(metrics, key), "smaller", "larger")
-    optimized = metrics.get("optimized")
-    whole = f"{percent(dig(optimized, 'sparsity_file'))} of the whole file"
-    yield "sparsity of eligible layers", DASH, percent(dig(optimized, "sparsity")), whole
-    quantized = dig(optimized, "quantized")
-    yield "INT8 layers in the file", DASH, of(dig(quantized, "int8"), dig(quantized, "of")), ""
-
-
-def _metric_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    for name in dig(metrics, "baseline", "metrics") or {}:
-        values, bounds = both(metrics, "metrics", name), both(metrics, "intervals", name)
-        before, after = (_with(number(one), span(own, ".1f")) for one, own in zip(values, bounds, strict=True))
-        moved, between = change(metrics, name)
-        yield name, before, after, _with(number(moved, "+.2f", "points"), span(between))
-    top1, cosine, kl = (dig(metrics, "agreement", key) for key in ("top1", "cosine", "kl"))
-    if deciding(metrics)[0] != "agreement":
-        yield "agreement with the baseline, top-1", DASH, number(top1, ".2f", "%"), ""
-    yield "cosine of the outputs", DASH, number(cosine, ".5f"), ""
-    yield "KL divergence of the outputs", DASH, number(kl, ".5f", "nats"), ""
-
-
-def _latency_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    for runtime, entry in (dig(metrics, "optimized", "latency") or {}).items():
-        sides = both(metrics, "latency", runtime)
-        p50, p95 = ([milliseconds(dig(side, key)) for side in sides] for key in ("p50_ms", "p95_ms"))
-        decides = runtime == deciding(metrics)[1]
-        bounds = span(metrics.get("speedup_interval")) if decides else ""
-        speed = _with(times(dig(metrics, "speedup", runtime), "faster", "slower"), f"{bounds}×" if bounds else "")
-        setting = f"batch {number(dig(entry, 'batch'), 'd')}, {threads(dig(entry, 'threads'))}"
-        yield f"{runtime}: p50 at {setting}", p50[0], p50[1], speed
-        yield f"{runtime}: p95", p95[0], p95[1], ""
-        before, after = (of(dig(side, "int8_executed"), dig(side, "of")) for side in sides)
-        yield f"{runtime}: INT8 nodes executed", before, after, ""
-
-
-def _with(text: str, bounds: str) -> str:
-    return f"{text} ({bounds})" if bounds else text
 
 
 def _layer(layer: Mapping[str, Any]) -> list[str]:
@@ -252,10 +250,9 @@ def _stage(stage: Mapping[str, Any]) -> list[str]:
 
 def _particulars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """List samples, environment and files as names and values."""
-    for name, count in (metrics.get("samples") or {}).items():
-        yield f"{name} samples", str(count)
+    found = {f"{name} samples": count for name, count in (metrics.get("samples") or {}).items()}
     if metrics.get("unreadable"):
-        yield "unreadable samples, skipped", ", ".join(map(str, metrics["unreadable"]))
-    environment = dict(metrics.get("environment") or {})
-    for facts in (environment, environment.pop("packages", {}), metrics.get("files") or {}):
-        yield from ((str(name), DASH if value is None else str(value)) for name, value in facts.items())
+        found["unreadable samples, skipped"] = ", ".join(metrics["unreadable"])
+    found |= metrics.get("environment") or {}
+    found |= found.pop("packages", {}) | (metrics.get("files") or {})
+    return ((name, DASH if value is None else str(value)) for name, value in found.items())

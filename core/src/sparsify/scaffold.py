@@ -9,22 +9,19 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
-from types import MappingProxyType
 
 from sparsify.errors import RequestError
 
 TEMPLATES = Path(__file__).parent / "templates"
 # kind: the implementation's module, and what the package depends on besides sparsify-core
-KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "use-case": ("task", ("sparsify-plugin-npz>=0.1",)),
-        "dataset": ("rows", ("numpy>=1.26",)),
-        "modifier": ("clipping", ("numpy>=1.26", "onnx>=1.17", "pydantic>=2.10")),
-        "runtime": ("session", ("onnx>=1.17",)),
-        "evaluator": ("metric", ("numpy>=1.26",)),
-        "command": ("command", ("typer>=0.27",)),
-    }
-)
+KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "use-case": ("task", ("sparsify-plugin-npz>=0.1",)),
+    "dataset": ("rows", ("numpy>=1.26",)),
+    "modifier": ("clipping", ("numpy>=1.26", "onnx>=1.17", "pydantic>=2.10")),
+    "runtime": ("session", ("onnx>=1.17",)),
+    "evaluator": ("metric", ("numpy>=1.26",)),
+    "command": ("command", ("typer>=0.27",)),
+}
 
 
 def write_plugin(name: str, kind: str, folder: Path) -> list[Path]:
@@ -61,13 +58,10 @@ def write_plugin(name: str, kind: str, folder: Path) -> list[Path]:
 def package_of(name: str) -> str:
     """Return the import name of a distribution; raises RequestError for a name that cannot be one, or is taken."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        raise RequestError(
-            f"'{name}' cannot name a plugin", fix="use lower-case letters, digits and single hyphens, such as my-plugin"
-        )
+        fix = "use lower-case letters, digits and single hyphens, such as my-plugin"
+        raise RequestError(f"'{name}' cannot name a plugin", fix=fix)
     package = name.replace("-", "_")
     if keyword.iskeyword(package) or package in sys.stdlib_module_names or find_spec(package) is not None:
-        raise RequestError(
-            f"'{name}' would hide the module '{package}' that Python already has",
-            fix=f"use another name: {name}-plugin",
-        )
+        problem = f"'{name}' would hide the module '{package}' that Python already has"
+        raise RequestError(problem, fix=f"use another name: {name}-plugin")
     return package

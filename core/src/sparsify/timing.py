@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median, stdev
 from time import perf_counter
@@ -76,41 +78,31 @@ def time_interleaved(
         for block in range(blocks):
             first = block % len(candidates)
             for candidate in (*candidates[first:], *candidates[:first]):
-                session = candidate.open()
                 own = inputs if candidate.inputs is None else candidate.inputs
-                try:
+                with closing(candidate.open()) as session:
                     _run_for(session, own, WARM_UP * min_seconds, WARM_UP_RUNS)
                     runs[candidate.name].append(_run_for(session, own, min_seconds, BLOCK_RUNS))
                     facts[candidate.name] = dict(session.facts)
-                finally:
-                    session.close()
                 advance()
     return {name: _timing(runs[name], facts[name], batch, threads) for name in runs}
 
 
 def _run_for(session: Session, inputs: Arrays, seconds: float, least: int) -> list[float]:
-    """Run until both the time and the count are reached; return each run's seconds."""
+    """Run until both the time and the count are reached; return each run's milliseconds."""
     took: list[float] = []
     started = now = perf_counter()
     while now - started < seconds or len(took) < least:
         before = perf_counter()
         session.run(inputs)
         now = perf_counter()
-        took.append(now - before)
+        took.append(1000 * (now - before))
     return took
 
 
 def _timing(blocks: Sequence[Sequence[float]], facts: Mapping[str, Any], batch: int, threads: int) -> Timing:
-    runs = sorted(1000 * run for block in blocks for run in block)
-    return Timing(
-        batch=batch,
-        threads=threads,
-        p50_ms=median(runs),
-        p95_ms=runs[math.ceil(0.95 * len(runs)) - 1],
-        throughput=1000 * batch / fmean(runs),
-        block_ms=tuple(1000 * median(block) for block in blocks),
-        facts=facts,
-    )
+    runs = sorted(run for block in blocks for run in block)
+    p95, throughput = runs[math.ceil(0.95 * len(runs)) - 1], 1000 * batch / fmean(runs)
+    return Timing(batch, threads, median(runs), p95, throughput, tuple(map(median, blocks)), facts)
 
 
 def time_ratio(candidate: Timing, baseline: Timing) -> Ratio:
@@ -120,9 +112,7 @@ def time_ratio(candidate: Timing, baseline: Timing) -> Ratio:
     """
     logs = [math.log(new / old) for new, old in zip(candidate.block_ms, baseline.block_ms, strict=True)]
     middle = fmean(logs)
-    if len(logs) < 2:
-        return Ratio(math.exp(middle), 0.0, math.inf)
-    half = student(len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
+    half = student(len(logs) - 1) * stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
     return Ratio(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
 
 
@@ -132,7 +122,6 @@ def gzip_size(*paths: Path) -> int:
     for path in paths:
         press = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
         with path.open("rb") as file:
-            while piece := file.read(2**20):
-                size += len(press.compress(piece))
+            size += sum(len(press.compress(piece)) for piece in iter(partial(file.read, 2**20), b""))
         size += len(press.flush())
     return size

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 
 from sparsify.errors import MissingLibraryError, RequestError
 from sparsify.plugins import Offer, Plugins
@@ -21,44 +22,21 @@ class Known:
     distribution: str
 
 
-# The spellings of the old guides and of the old registry, including those its own code could not resolve
-# (`qa`, `mlm`, `ir`, `nlp-question_answering`, `nlp-named_entity_recognition`).
-KNOWN: Mapping[str, Known] = MappingProxyType(
-    {
-        "image-classification": Known(
-            ("ic", "classification", "cv-classification", "cv-image-classification"),
-            "accuracy",
-            "sparsify-plugin-image-classification",
-        ),
-        "object-detection": Known(
-            ("od", "detection", "cv-detection", "cv-object-detection", "yolo"), "map50_95", "sparsify-plugin-yolo"
-        ),
-        "segmentation": Known(
-            ("image-segmentation", "instance-segmentation", "cv-segmentation"), "map50_95", "sparsify-plugin-yolo"
-        ),
-        "question-answering": Known(("qa", "nlp-question-answering"), "f1", "sparsify-plugin-nlp"),
-        "text-classification": Known(("glue", "nlp-text-classification"), "accuracy", "sparsify-plugin-nlp"),
-        "sentiment-analysis": Known(("sentiment", "nlp-sentiment-analysis"), "accuracy", "sparsify-plugin-nlp"),
-        "multilabel-text-classification": Known(("nlp-multilabel-text-classification",), "f1", "sparsify-plugin-nlp"),
-        "document-classification": Known(("nlp-document-classification",), "accuracy", "sparsify-plugin-nlp"),
-        "token-classification": Known(
-            ("ner", "named-entity-recognition", "nlp-token-classification", "nlp-named-entity-recognition"),
-            "f1",
-            "sparsify-plugin-nlp",
-        ),
-        "masked-language-modeling": Known(("mlm", "nlp-masked-language-modeling"), "accuracy", "sparsify-plugin-nlp"),
-        "information-retrieval": Known(("ir", "nlp-information-retrieval"), "agreement", "sparsify-plugin-nlp"),
-        "finetune": Known(("finetuning", "fine tune"), "", ""),
-    }
-)
-
-
 @dataclass(frozen=True)
 class UseCaseChoice:
     """Hold the canonical name a user meant, and the plugin entry that serves it."""
 
     name: str
     offer: Offer
+
+
+@cache
+def known_use_cases() -> Mapping[str, Known]:
+    """Read the documented use cases by canonical name (known_use_cases.yaml)."""
+    import yaml
+
+    table = yaml.safe_load(files("sparsify").joinpath("known_use_cases.yaml").read_text("utf-8"))
+    return {name: Known(tuple(row["aliases"]), row["metric"], row["distribution"]) for name, row in table.items()}
 
 
 def squash(name: str) -> str:
@@ -68,11 +46,9 @@ def squash(name: str) -> str:
 
 def spellings(plugins: Plugins) -> dict[str, str]:
     """Map every squashed spelling, documented or offered by a plugin, to its canonical name."""
-    table = {squash(offer.entry.name): offer.entry.name for offer in plugins.offers("use_cases")}
-    for offer in plugins.offers("use_cases"):
-        table |= {squash(alias): offer.entry.name for alias in offer.entry.aliases}
-    for name, known in KNOWN.items():
-        table |= {squash(spelling): name for spelling in (name, *known.aliases)}
+    table = {squash(word): offer.entry.name for offer in plugins.offers("use_cases") for word in offer.names}
+    for name, known in known_use_cases().items():
+        table |= {squash(word): name for word in (name, *known.aliases)}
     return table
 
 
@@ -89,30 +65,25 @@ def resolve_use_case(name: str, plugins: Plugins, kind: str) -> UseCaseChoice:
     canonical = table.get(squash(name))
     if canonical is None:
         near = _near(squash(name), table)
-        if near:
-            raise RequestError(
-                f"there is no use case '{name}'", fix=f"did you mean '{table[near]}'? Else use custom:{name}"
-            )
-        return _custom(name, plugins, kind)
-    installed = {offer.entry.name for offer in plugins.offers("use_cases")}
-    if canonical not in installed:
+        if near is None:
+            return _custom(name, plugins, kind)
+        raise RequestError(f"there is no use case '{name}'", fix=f"did you mean '{near}'? Else use custom:{name}")
+    if canonical not in {offer.entry.name for offer in plugins.offers("use_cases")}:
         raise _not_installed(canonical)
     return UseCaseChoice(canonical, plugins.find("use_cases", canonical))
 
 
 def _custom(name: str, plugins: Plugins, kind: str) -> UseCaseChoice:
     if kind != "one-shot":
-        raise RequestError(
-            f"'{name}' is a custom use case, and {kind} has no training loop for it",
-            fix="use one-shot, or a use case of `sparsify use-cases`",
-        )
+        problem = f"'{name}' is a custom use case, and {kind} has no training loop for it"
+        raise RequestError(problem, fix="use one-shot, or a use case of `sparsify use-cases`")
     if not name.strip():
         raise RequestError("custom: needs a name", fix="write --use-case custom:my-task")
     return UseCaseChoice(f"{CUSTOM}:{name.strip()}", plugins.find("use_cases", CUSTOM))
 
 
 def _not_installed(canonical: str) -> MissingLibraryError | RequestError:
-    distribution = KNOWN[canonical].distribution
+    distribution = known_use_cases()[canonical].distribution
     if not distribution:
         return RequestError(
             f"use case '{canonical}' means LLM fine-tuning, which Sparsify does not do",
@@ -125,10 +96,9 @@ def _not_installed(canonical: str) -> MissingLibraryError | RequestError:
 
 
 def _near(squashed: str, table: Mapping[str, str]) -> str | None:
-    """Find a spelling within two edits; short names must be longer than the edits, or every one is near."""
-    distances = {spelling: edit_distance(squashed, spelling) for spelling in table if len(spelling) > 4}
-    best = min(distances, key=lambda spelling: (distances[spelling], spelling), default=None)
-    return best if best is not None and distances[best] <= 2 else None
+    """Name the use case spelt within two edits; short names must be longer than the edits, or every one is near."""
+    edits, nearest = min((edit_distance(squashed, spelling), spelling) for spelling in table if len(spelling) > 4)
+    return table[nearest] if edits <= 2 else None
 
 
 def edit_distance(left: str, right: str) -> int:
@@ -139,10 +109,3 @@ def edit_distance(left: str, right: str) -> int:
         for j, b in enumerate(right, 1):
             previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (a != b))
     return row[-1]
-
-
-def documented(offer: Offer) -> Offer:
-    """Add a use case's documented aliases to those its plugin gives."""
-    known = KNOWN.get(offer.entry.name)
-    aliases = (*offer.entry.aliases, *(known.aliases if known else ()))
-    return replace(offer, entry=replace(offer.entry, aliases=tuple(dict.fromkeys(aliases))))

@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from sparsify.plugins import Plugins, load_plugins, missing
+from sparsify.errors import ExitCode
+from sparsify.plugins import Plugins, install_command, load_plugins, missing
 
 app = typer.Typer(rich_markup_mode=None)
 FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
@@ -41,7 +42,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
             typer.echo(f"{'!!' if check.fix else 'ok'}  {check.name}: {check.found}")
             if check.fix:
                 typer.echo(f"    fix: {check.fix}")
-    raise typer.Exit(4 if any(check.fix for check in checks) else 0)
+    raise typer.Exit(ExitCode.MISSING if any(check.fix for check in checks) else ExitCode.OK)
 
 
 def examine(plugins: Plugins) -> Iterator[Check]:
@@ -56,11 +57,8 @@ def examine(plugins: Plugins) -> Iterator[Check]:
     runtimes = plugins.offers("runtimes")
     for offer in runtimes:
         absent = missing(offer.entry)
-        yield Check(
-            f"runtime {offer.entry.name}",
-            f"needs {', '.join(absent)}" if absent else "installed",
-            f"pip install {' '.join(absent)}" if absent else "",
-        )
+        found, fix = (f"needs {', '.join(absent)}", install_command(absent)) if absent else ("installed", "")
+        yield Check(f"runtime {offer.entry.name}", found, fix)
     if not runtimes:
         yield Check("runtime", "none installed", "pip install sparsify-onnx")
     yield clash({row.metadata["Name"].lower() for row in distributions() if row.metadata["Name"]})
@@ -69,24 +67,18 @@ def examine(plugins: Plugins) -> Iterator[Check]:
 def clash(installed: set[str]) -> Check:
     """Find two variants of ONNX Runtime in one environment."""
     found = [name for name in CLASHING if name in installed]
+    names = " and ".join(found)
     if len(found) < 2:
-        return Check("onnxruntime variants", ", ".join(found) or "none")
-    return Check(
-        "onnxruntime variants",
-        f"{' and '.join(found)} overwrite each other",
-        f"pip uninstall -y {' '.join(found)} && pip install {found[0]}",
-    )
+        return Check("onnxruntime variants", names or "none")
+    fix = f"pip uninstall -y {' '.join(found)} && pip install {found[0]}"
+    return Check("onnxruntime variants", f"{names} overwrite each other", fix)
 
 
 def cpu_features() -> tuple[str, ...]:
     """List the INT8-relevant features of this CPU, as the kernel names them; empty where it does not tell."""
     path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return ()
-    for line in path.read_text().splitlines():
-        if line.startswith(("flags", "Features")):
-            return tuple(name for name in FEATURES if name in line.split())
-    return ()
+    words = path.read_text().split() if path.is_file() else []
+    return tuple(name for name in FEATURES if name in words)
 
 
 def cpu_sentence(features: tuple[str, ...]) -> str:

@@ -4,45 +4,28 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sparsify.conformance import Finding, check_plugin, named
+from sparsify.conformance import check_plugin, named
 from sparsify.errors import ExitCode
 from sparsify.plugins import Plugin, install_command, load_plugins, missing, singular
+from sparsify.scaffold import KINDS, write_plugin
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, explain, check or scaffold plugins.")
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
-class Kind(StrEnum):
-    """Name what a scaffolded plugin offers; each value has its templates."""
-
-    USE_CASE = "use-case"
-    DATASET = "dataset"
-    MODIFIER = "modifier"
-    RUNTIME = "runtime"
-    EVALUATOR = "evaluator"
-    COMMAND = "command"
-
-
 def row(plugin: Plugin) -> dict[str, Any]:
     """Describe one plugin in plain data, importing nothing."""
-    return {
-        "name": plugin.name,
-        "distribution": plugin.distribution,
-        "version": plugin.version,
-        "module": plugin.module,
-        "state": "broken" if plugin.error else "disabled" if plugin.disabled else "ok",
-        "error": plugin.error,
-        "entries": {
-            catalogue: [asdict(entry) | {"missing": missing(entry)} for entry in entries]
-            for catalogue, entries in plugin.entries.items()
-        },
+    entries = {
+        catalogue: [asdict(entry) | {"missing": missing(entry)} for entry in entries]
+        for catalogue, entries in plugin.entries.items()
     }
+    state = "broken" if plugin.error else "disabled" if plugin.disabled else "ok"
+    return asdict(plugin) | {"state": state, "entries": entries}
 
 
 @app.command("list")
@@ -52,23 +35,20 @@ def show_all(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = [("name", "distribution", "version", "state")]
-    table += [(item["name"], item["distribution"], item["version"], item["state"]) for item in rows]
-    widths = [max(len(cells[column]) for cells in table) for column in range(4)]
-    offered = ["offers", *(item["error"] or _offered(item) for item in rows)]
-    for cells, last in zip(table, offered, strict=True):
-        line = "  ".join((*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), last)).rstrip()
-        broken, disabled = cells[3] == "broken", cells[3] == "disabled"
-        typer.secho(line, fg="red" if broken else None, dim=disabled or None, bold=last == "offers" or None)
+    table = [("name", "distribution", "version", "state", "offers")]
+    table += [(*(item[name] for name in table[0][:4]), item["error"] or _offered(item["entries"])) for item in rows]
+    widths = [max(map(len, column)) for column in list(zip(*table, strict=True))[:4]]
+    for cells in table:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
+        typer.secho("  ".join((*padded, cells[4])).rstrip(), fg="red" if cells[3] == "broken" else None)
 
 
-def _offered(item: dict[str, Any]) -> str:
-    names = [
-        f"{singular(catalogue) if len(entries) == 1 else catalogue.replace('_', ' ')} "
-        + ", ".join(entry["name"] for entry in entries)
-        for catalogue, entries in item["entries"].items()
-    ]
-    return "; ".join(names)
+def _offered(entries: dict[str, list[dict[str, Any]]]) -> str:
+    names = {
+        singular(catalogue) if len(rows) == 1 else catalogue.replace("_", " "): [entry["name"] for entry in rows]
+        for catalogue, rows in entries.items()
+    }
+    return "; ".join(f"{kind} {', '.join(listed)}" for kind, listed in names.items())
 
 
 @app.command()
@@ -79,9 +59,7 @@ def info(name: Annotated[str, typer.Argument(help="plugin or distribution")], as
         typer.echo(json.dumps(rows, indent=2))
         return
     for item in rows:
-        typer.secho(
-            f"{item['name']} ({item['distribution']} {item['version']}, {item['module']}): {item['state']}", bold=True
-        )
+        typer.secho("{name} ({distribution} {version}, {module}): {state}".format(**item), bold=True)
         if item["error"]:
             typer.secho(f"  {item['error']}", fg="red")
         for catalogue, entries in item["entries"].items():
@@ -107,28 +85,23 @@ def check(name: Annotated[str | None, typer.Argument(help="plugin or distributio
     faults = False
     for one in names:
         findings = check_plugin(one, plugins)
-        faults |= any(finding.fault for finding in findings)
-        _show_findings(one, findings)
+        if any(finding.fault for finding in findings):
+            faults = True
+        else:
+            typer.secho(f"{one}: ok", fg="green")
+        for finding in findings:
+            typer.secho(str(finding), fg="red" if finding.fault else "yellow")
     if faults:
         raise typer.Exit(ExitCode.PLUGIN)
-
-
-def _show_findings(name: str, findings: tuple[Finding, ...]) -> None:
-    if not any(finding.fault for finding in findings):
-        typer.secho(f"{name}: ok", fg="green")
-    for finding in findings:
-        typer.secho(str(finding), fg="red" if finding.fault else "yellow")
 
 
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="the distribution's name, such as my-plugin")],
-    kind: Annotated[Kind, typer.Option(help="what the plugin offers")] = Kind.USE_CASE,
+    kind: Annotated[str, typer.Option(help=f"what it offers: {', '.join(KINDS)}")] = "use-case",
     output: Annotated[Path | None, typer.Option(help="a new or empty folder; default ./NAME")] = None,
 ) -> None:
     """Write a working third-party plugin: package, entry point, one real implementation, tests, README."""
-    from sparsify.scaffold import write_plugin
-
-    for file in write_plugin(name, kind.value, output or Path(name)):
+    for file in write_plugin(name, kind, output or Path(name)):
         typer.echo(str(file))
     typer.echo(f"next: pip install -e {output or name} && python -m pytest {output or name}", err=True)

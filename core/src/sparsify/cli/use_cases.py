@@ -8,37 +8,28 @@ from typing import Annotated, Any
 import typer
 
 from sparsify.plugins import Plugins, load_plugins
-from sparsify.use_cases import KNOWN, documented
+from sparsify.use_cases import known_use_cases
 
 app = typer.Typer(rich_markup_mode=None)
 
 
 def rows(plugins: Plugins) -> list[dict[str, Any]]:
-    """List every use case, installed or only known."""
-    found = [documented(offer) for offer in plugins.offers("use_cases")]
-    listed = [
-        {
-            "name": offer.entry.name,
-            "aliases": list(offer.entry.aliases),
-            "metric": offer.entry.metric,
-            "plugin": offer.plugin.distribution,
-            "installed": True,
-        }
-        for offer in found
-    ]
+    """List every use case: those installed, by name, then those only known, with the plugin that would serve them."""
+    known, offers = known_use_cases(), plugins.offers("use_cases")
+    listed = []
+    for entry, distribution in ((offer.entry, offer.plugin.distribution) for offer in offers):
+        aliases = (*entry.aliases, *(known[entry.name].aliases if entry.name in known else ()))
+        listed.append(_row(entry.name, aliases, entry.metric, distribution, installed=True))
     installed = {row["name"] for row in listed}
-    listed += [
-        {
-            "name": name,
-            "aliases": list(known.aliases),
-            "metric": known.metric,
-            "plugin": known.distribution,
-            "installed": False,
-        }
-        for name, known in KNOWN.items()
-        if name not in installed and known.distribution
-    ]
+    for name, row in known.items():
+        if name not in installed and row.distribution:
+            listed.append(_row(name, row.aliases, row.metric, row.distribution, installed=False))
     return listed
+
+
+def _row(name: str, aliases: tuple[str, ...], metric: str, plugin: str, *, installed: bool) -> dict[str, Any]:
+    unique = list(dict.fromkeys(aliases))
+    return {"name": name, "aliases": unique, "metric": metric, "plugin": plugin, "installed": installed}
 
 
 @app.command()
@@ -51,12 +42,10 @@ def use_cases(as_json: Annotated[bool, typer.Option("--json", help="print JSON")
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None)
-    for heading in ("use case", "aliases", "metric", "plugin"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "use case")
+    table = Table("use case", "aliases", "metric", "plugin", box=None)
+    table.columns[0].no_wrap = True
     for row in listed:
-        style = None if row["installed"] else "dim"
         plugin = row["plugin"] if row["installed"] else f"pip install {row['plugin']}"
-        table.add_row(row["name"], ", ".join(row["aliases"]), row["metric"], plugin, style=style)
+        table.add_row(row["name"], ", ".join(row["aliases"]), row["metric"], plugin)
     Console().print(table)
     typer.echo("Any other name is a custom use case (NPZ data, one-shot only): custom:NAME")

@@ -68,9 +68,9 @@ def write_affine(model: onnx.ModelProto, layer: WeightLayer, matrix: Floats, bia
     if layer.op == "Gemm":
         stored /= np.float32(_factor(layer, "alpha"))
     write_initializer(model, layer.weight, from_matrix(layer, stored))
-    if bias is None:
-        return
     adder = _adder(model, layer) if layer.op == "MatMul" else None
+    if bias is None or (layer.op == "MatMul" and adder is None):
+        return
     if adder is not None:
         place = 1 - list(adder.input).index(layer.output)
         added = numpy_helper.to_array(initializers(model)[adder.input[place]])

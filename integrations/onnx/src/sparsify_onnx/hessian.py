@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from sparsify_onnx.graph import Floats
 
 Matrix = NDArray[np.float64]
+DEAD = 1e-6  # of the damping of a live input
+WIDE = 1024  # above as many columns, float32 does where float64 is not needed
 
 
 @dataclass
@@ -18,7 +20,7 @@ class Statistics:
     """Sum over rows, with x the compressed model's input (a constant 1 appended) and y the dense model's output.
 
     gram: Σ x xᵀ, groups × (inputs+1) × (inputs+1). cross: Σ y xᵀ, groups × outputs × (inputs+1). energy: Σ y² by
-    output. Products are taken in float32 over one batch and summed in float64, so the batch size changes rounding only.
+    output. All in float64, but that wide layers' products are taken in float32 over one batch, at half the time.
     """
 
     gram: Matrix
@@ -43,6 +45,8 @@ def add_rows(statistics: Statistics, x: Floats, y: Floats) -> None:
     targets = y.reshape(len(y), len(statistics.gram), -1)
     for index in range(len(statistics.gram)):
         inputs, wanted = np.hstack([x[:, index], ones]), targets[:, index]
+        if inputs.shape[1] <= WIDE:
+            inputs, wanted = inputs.astype(np.float64), wanted.astype(np.float64)
         statistics.gram[index] += inputs.T @ inputs
         statistics.cross[index] += wanted.T @ inputs
         statistics.energy[index] += np.square(wanted, dtype=np.float64).sum(axis=0)
@@ -74,7 +78,7 @@ def repair_problem(gram: Matrix, cross: Matrix, weights: Matrix, dampening: floa
     mean_input, mean_output = gram[:-1, -1] * shift, cross[:, -1] * shift
     hessian = gram[:-1, :-1] - rows * np.outer(mean_input, mean_input)
     wanted = cross[:, :-1] - rows * np.outer(mean_output, mean_input)
-    scale = _damp(hessian, dampening)
+    scale = _damp(hessian, dampening)  # by column
     target = np.asarray(np.linalg.solve(hessian, (wanted + scale * weights).T).T, dtype=np.float64)
     return Problem(hessian, target, mean_input, mean_output)
 
@@ -86,14 +90,18 @@ def damped_problem(gram: Matrix, weights: Matrix, dampening: float) -> Problem:
     return Problem(hessian, weights, np.zeros(len(hessian)), np.zeros(len(weights)))
 
 
-def _damp(hessian: Matrix, share: float) -> float:
-    """Add λ to the diagonal in place, enough of it to be positive definite, and return it."""
+def _damp(hessian: Matrix, share: float) -> Matrix:
+    """Add λ to the diagonal in place, enough of it to be positive definite, and return what was added.
+
+    An input that is always zero gets next to nothing, so that its weights are the first to go.
+    """
     diagonal = np.einsum("ii->i", hessian)
-    mean = float(diagonal.mean()) or 1.0
-    added = 0.0
+    mean = np.where(diagonal == 0, DEAD, 1.0) * (diagonal.mean() or 1.0)
+    added = np.zeros_like(mean)
     for step in (share, *(10.0**power for power in range(-6, 1))):
-        diagonal += max(step * mean - added, 0.0)
-        added = max(step * mean, added)
+        more = np.maximum(step * mean, added)
+        diagonal += more - added
+        added = more
         try:
             np.linalg.cholesky(hessian)
         except np.linalg.LinAlgError:

@@ -12,7 +12,18 @@ from onnx import numpy_helper
 from sparsify_onnx.graph import WEIGHTED, WeightLayer, attributes, initializers, producers, reads, weight_layers
 
 # these move or select values, so their output keeps their input's grid
-MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "AveragePool", "Resize")
+MOVING = (
+    "MaxPool",
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+    "Split",
+    "AveragePool",
+    "Resize",
+)
 JOINING = ("Add", "Mul", "Concat")
 MIXING = ("GlobalAveragePool", "LeakyRelu", "Sigmoid")
 CLIPPING = ("Relu", "Clip")

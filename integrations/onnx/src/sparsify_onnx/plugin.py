@@ -57,4 +57,7 @@ def runtimes() -> Iterable[Entry]:
 
 @hookimpl
 def commands() -> Iterable[Entry]:
-    return (Entry("analyze", "sparsify_onnx.analyze:app", "parameters, MACs, sparsity and precision per layer"),)
+    return (
+        Entry("analyze", "sparsify_onnx.analyze:app", "parameters, MACs, sparsity and precision per layer"),
+        Entry("benchmark", "sparsify_onnx.benchmark:app", "Time models and runtimes side by side"),
+    )

@@ -16,7 +16,7 @@ from onnxruntime.quantization.calibrate import TensorData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from sparsify import StageError
 
-from sparsify_onnx.graph import WeightLayer, channel_axis, initializers, producers, write_initializer
+from sparsify_onnx.graph import WeightLayer, initializers, producers, write_initializer
 from sparsify_onnx.placement import JOINING, Placement
 from sparsify_onnx.ranges import Grid, grid
 from sparsify_onnx.rounding import Floats, Integers
@@ -201,6 +201,3 @@ def _differs(what: str, which: str) -> StageError:
         f"ONNX Runtime's quantization library changed {what} '{which}' while writing",
         fix="pip install 'onnxruntime>=1.22', and report the version and the model",
     )
-
-
-__all__ = ["Weight", "channel_axis", "write_qdq"]

@@ -1,21 +1,162 @@
-"""wip"""
+"""Quantize a float model to static INT8: decide where, measure, solve, write, and prove what was written."""
+
 from __future__ import annotations
-import numpy as np, onnx
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import onnx
 from onnx import numpy_helper
-from sparsify_onnx.graph import *
-from sparsify_onnx.graph import initializers
-from sparsify_onnx.placement import place
-from sparsify_onnx.histogram import *
-from sparsify_onnx.ranges import *
-from sparsify_onnx.rounding import *
-from sparsify_onnx.qdq import *
-import onnxruntime as ort
-def collect(model, names, X, bs):
-    m=onnx.ModelProto(); m.CopyFrom(model); have={o.name for o in m.graph.output}|{i.name for i in m.graph.input}
-    m.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in have)
-    s=ort.InferenceSession(m.SerializeToString()); H={n:EMPTY for n in names}; i=s.get_inputs()[0].name
-    want=[n for n in names if n!=i]
-    for k in range(0,len(X),bs):
-        r=dict(zip(want,s.run(want,{i:X[k:k+bs]}))); r[i]=X[k:k+bs]
-        for n in names: H[n]=merge(H[n],count(r[n]))
-    return H
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from sparsify import Context, Model, RequestError
+
+from sparsify_onnx.affine import read_bias, write_affine
+from sparsify_onnx.calibration import Shapes, Statistics, measure, measure_peaks
+from sparsify_onnx.columns import column_order
+from sparsify_onnx.correction import measure_shifts
+from sparsify_onnx.equalize import equalize, find_channels
+from sparsify_onnx.graph import Floats, channel_axis, from_matrix, initializers, to_matrix
+from sparsify_onnx.placement import Placement, place
+from sparsify_onnx.preparation import ignored_nodes, own_constants, refuse_opset
+from sparsify_onnx.qdq import Weight, write_qdq
+from sparsify_onnx.ranges import Grid, choose_range, grid
+from sparsify_onnx.rounding import bias_floor, channel_scales, round_nearest, round_with_feedback
+from sparsify_onnx.solution import Solution, fingerprint, pack, unpack
+from sparsify_onnx.targets import as_names
+
+
+class QuantizationModifier(BaseModel):
+    """Round weights and activations to 8 bits, so that ONNX Runtime computes with integers.
+
+    ranges: how an activation's range is chosen; percentile: its share in per cent, for `percentile` only. ignore: names
+    or `re:` patterns of nodes left in float. weight_scale: how a channel's scale is chosen; feedback: round weights so
+    that their errors cancel on the calibration inputs (GPTQ). equalize: even out channels that share a grid.
+    bias_correction: take back what rounding shifts the means by.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ranges: Literal["minmax", "percentile", "entropy", "mse"] = "mse"
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    ignore: tuple[str, ...] = ()
+    weight_scale: Literal["max", "mse"] = "max"
+    feedback: bool = True
+    equalize: bool = True
+    bias_correction: bool = True
+
+    _names = field_validator("ignore", mode="before")(as_names)
+
+    def apply(self, model: Model, context: Context) -> Model:
+        """Return the QDQ model; raises RequestError for a pattern without a match, StageError for NaN activations.
+
+        facts: `quantized`, by layer `int8` or why not; `channel_scales`, what equalizing divided each layer's output
+        channels by.
+        """
+        shapes: Shapes = model.facts.get("shapes", {})
+        value = own_constants(model.value)
+        refuse_opset(value)
+        ignored = ignored_nodes(value, self.ignore)
+        placement = place(value, ignored)
+        if not placement.layers:
+            raise RequestError(
+                "no layer of the model can run in INT8: " + _count_reasons(placement.reasons),
+                fix="remove QuantizationModifier from the recipe, or shorten its `ignore`",
+            )
+        name = f"int8-{fingerprint(model.value, self.model_dump_json(), context)}"
+        held = context.checkpoint.load(name)
+        solution = _solve(value, placement, self, context, shapes) if held is None else unpack(held)
+        if held is None:
+            context.checkpoint.save(name, pack(solution))
+        _write_biases(value, placement, solution)
+        written = write_qdq(value, place(value, ignored), solution.grids, solution.weights)
+        notes = _notes(placement, solution)
+        for line in notes:
+            context.note(line)
+        facts = {
+            **model.facts,
+            "quantized": dict(placement.reasons),
+            "channel_scales": solution.divided,
+            "notes": (*model.facts.get("notes", ()), *notes),
+        }
+        return Model("onnx", written, facts)
+
+
+def _count_reasons(reasons: Mapping[str, str]) -> str:
+    return ", ".join(f"{count} x {reason}" for reason, count in Counter(reasons.values()).items()) or "it has none"
+
+
+def _solve(
+    model: onnx.ModelProto, placement: Placement, options: QuantizationModifier, context: Context, shapes: Shapes
+) -> Solution:
+    """Equalize, measure ranges and Hessians, round weights, and correct biases; changes the float model in place."""
+    divided = _equalize(model, placement, context, shapes) if options.equalize else {}
+    statistics = measure(model, placement.tensors, placement.layers if options.feedback else (), context, shapes)
+    grids = {
+        name: grid(choose_range(histogram, options.ranges, options.percentile))
+        for name, histogram in statistics.histograms.items()
+    }
+    weights = _round(model, placement, grids, statistics, options)
+    biases = _biases(model, placement)
+    if options.bias_correction:
+        draft = onnx.ModelProto()
+        draft.CopyFrom(model)
+        draft = write_qdq(draft, placement, grids, weights)
+        for name, shift in measure_shifts(model, draft, placement, context, shapes).items():
+            biases[name] = biases.get(name, np.float32(0)) + shift
+    return Solution(grids, weights, biases, divided)
+
+
+def _equalize(model: onnx.ModelProto, placement: Placement, context: Context, shapes: Shapes) -> dict[str, Floats]:
+    channels = find_channels(model, shapes, {layer.name for layer in placement.layers})
+    rounded = [name for name in (*placement.tensors, *placement.same) if name in channels.numbers]
+    free = [name for name in rounded if set(channels.numbers[name].tolist()) - channels.frozen]
+    return equalize(model, channels, measure_peaks(model, free, context, shapes), free) if free else {}
+
+
+def _round(
+    model: onnx.ModelProto,
+    placement: Placement,
+    grids: Mapping[str, Grid],
+    statistics: Statistics,
+    options: QuantizationModifier,
+) -> dict[str, Weight]:
+    held = initializers(model)
+    floors: dict[str, Any] = {}
+    users = Counter(layer.weight for layer in placement.layers)
+    for layer in placement.layers:
+        if layer.bias is not None:
+            floor = bias_floor(read_bias(model, layer), float(grids[placement.grid_of(layer.input)].scale))
+            floors[layer.weight] = np.maximum(floors.get(layer.weight, 0.0), floor)
+    weights: dict[str, Weight] = {}
+    for layer in placement.layers:
+        if layer.weight in weights:
+            continue
+        matrix = to_matrix(layer, numpy_helper.to_array(held[layer.weight]))
+        scales = channel_scales(matrix, options.weight_scale, floors.get(layer.weight, 0.0))
+        integers = round_nearest(matrix, scales)
+        hessian = statistics.hessians.get(layer.name)
+        if hessian is not None and users[layer.weight] == 1:
+            order = column_order(layer)
+            integers[:, order] = round_with_feedback(matrix[:, order], scales, hessian)
+        weights[layer.weight] = Weight(from_matrix(layer, integers), scales, channel_axis(layer))
+    return weights
+
+
+def _biases(model: onnx.ModelProto, placement: Placement) -> dict[str, Floats]:
+    return {layer.name: read_bias(model, layer) for layer in placement.layers if layer.bias is not None}
+
+
+def _write_biases(model: onnx.ModelProto, placement: Placement, solution: Solution) -> None:
+    for layer in placement.layers:
+        if layer.name in solution.biases:
+            matrix = to_matrix(layer, solution.weights[layer.weight].floats)[:, column_order(layer)]
+            write_affine(model, layer, matrix, solution.biases[layer.name])
+
+
+def _notes(placement: Placement, solution: Solution) -> tuple[str, ...]:
+    left = {name: reason for name, reason in placement.reasons.items() if reason != "int8"}
+    line = f"INT8: {len(placement.layers)} layers, {len(placement.tensors)} activation grids"
+    lines = [f"{line}, {len(solution.divided)} layers equalized" if solution.divided else line]
+    return (*lines, f"left in float: {_count_reasons(left)}") if left else tuple(lines)

@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int8]
+Matrix = NDArray[np.float64]
 LARGEST = 127  # -128 stays unused: a symmetric grid needs no zero point
 BIAS_LARGEST = 2.0**30  # half of int32, so that a corrected bias still fits
 CHUNK = 1 << 22  # values looked at together
+BLOCK = 128  # columns whose errors are passed on together
+DAMPENING = 0.01
 Method = Literal["max", "mse"]
 
 
@@ -24,7 +27,7 @@ def channel_scales(matrix: Floats, method: Method, floor: NDArray[Any] | float =
     largest = np.abs(matrix).max(axis=1, initial=0.0).astype(np.float64)
     scales = largest / LARGEST
     live = scales > np.finfo(np.float32).tiny
-    if method == "mse" and matrix.shape[1] > 1:
+    if method == "mse":
         rows = max(CHUNK // max(matrix.shape[1], 1), 1)
         for start in range(0, len(matrix), rows):
             part = slice(start, start + rows)
@@ -33,7 +36,7 @@ def channel_scales(matrix: Floats, method: Method, floor: NDArray[Any] | float =
     return np.maximum(np.where(live, scales, middle), floor).astype(np.float32)
 
 
-def _least_error(matrix: NDArray[np.float64], largest: NDArray[np.float64]) -> NDArray[np.float64]:
+def _least_error(matrix: Matrix, largest: Matrix) -> Matrix:
     best = largest.copy()
     least = np.full(len(matrix), np.inf)
     for share in np.linspace(1.0, 0.5, 51):
@@ -45,11 +48,61 @@ def _least_error(matrix: NDArray[np.float64], largest: NDArray[np.float64]) -> N
     return best
 
 
-def bias_floor(bias: Floats, input_scale: float) -> NDArray[np.float64]:
+def bias_floor(bias: Floats, input_scale: float) -> Matrix:
     """Return the smallest scale per channel with which the bias fits int32 at input_scale · weight_scale."""
-    return np.abs(bias.astype(np.float64)) / (input_scale * BIAS_LARGEST)
+    return np.asarray(np.abs(bias.astype(np.float64)) / (input_scale * BIAS_LARGEST))
 
 
-def round_weights(matrix: Floats, scales: Floats) -> Integers:
+def round_nearest(matrix: Floats, scales: Floats) -> Integers:
     """Round each row to multiples of its scale; zero stays zero."""
-    return np.clip(np.rint(matrix / scales[:, None]), -LARGEST, LARGEST).astype(np.int8)
+    return np.asarray(np.clip(np.rint(matrix / scales[:, None]), -LARGEST, LARGEST)).astype(np.int8)
+
+
+def round_with_feedback(matrix: Floats, scales: Floats, hessian: Matrix) -> Integers:
+    """Round column by column, the most active input first, letting the columns to come make up for each error.
+
+    matrix: outputs × inputs, of all groups; hessian: groups × inputs × inputs, Σ x xᵀ over samples. Frantar et al.,
+    "GPTQ" (2023). Zeros stay zero. A row that rounding to nearest serves better is rounded to nearest.
+    """
+    groups, size = len(hessian), matrix.shape[1]
+    weights = matrix.reshape(groups, -1, size).astype(np.float64)
+    steps = scales.reshape(groups, -1, 1).astype(np.float64)
+    nearest = np.clip(np.rint(weights / steps), -LARGEST, LARGEST)
+    order = np.argsort(-np.einsum("gii->gi", hessian), axis=1, kind="stable")
+    sorted_hessian = np.take_along_axis(np.take_along_axis(hessian, order[:, :, None], 1), order[:, None, :], 2)
+    fed = np.empty_like(weights)
+    moved = _feed(np.take_along_axis(weights, order[:, None, :], 2), steps, _factor(sorted_hessian))
+    np.put_along_axis(fed, np.broadcast_to(order[:, None, :], fed.shape), moved, axis=2)
+    losses = [_loss(weights - integers * steps, hessian) for integers in (fed, nearest)]
+    best = np.where((losses[0] < losses[1])[..., None], fed, nearest)
+    return np.asarray(best.reshape(matrix.shape)).astype(np.int8)
+
+
+def _factor(hessian: Matrix) -> Matrix:
+    """Return the upper Cholesky factor of each inverse, dampened; inputs never seen keep weights as they are."""
+    size = hessian.shape[-1]
+    mean = np.einsum("gii->g", hessian) / size
+    damped = hessian + np.eye(size) * np.where(mean > 0, DAMPENING * mean, 1.0)[:, None, None]
+    return np.asarray(np.swapaxes(np.linalg.cholesky(np.linalg.inv(damped)), 1, 2))
+
+
+def _feed(weights: Matrix, steps: Matrix, upper: Matrix) -> Matrix:
+    size = weights.shape[2]
+    kept = weights != 0
+    integers = np.zeros_like(weights)
+    for start in range(0, size, BLOCK):
+        stop = min(start + BLOCK, size)
+        errors = np.zeros((*weights.shape[:2], stop - start))
+        for column in range(start, stop):
+            values = weights[:, :, column]
+            rounded = np.clip(np.rint(values / steps[:, :, 0]), -LARGEST, LARGEST) * kept[:, :, column]
+            integers[:, :, column] = rounded
+            error = (values - rounded * steps[:, :, 0]) / upper[:, column, column][:, None]
+            errors[:, :, column - start] = error
+            weights[:, :, column + 1 : stop] -= error[:, :, None] * upper[:, None, column, column + 1 : stop]
+        weights[:, :, stop:] -= errors @ upper[:, start:stop, stop:]
+    return integers
+
+
+def _loss(error: Matrix, hessian: Matrix) -> Matrix:
+    return np.asarray(np.einsum("goi,goi->go", error @ hessian, error))

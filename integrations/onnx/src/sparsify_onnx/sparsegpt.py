@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sparsify_onnx.hessian import Matrix, Problem
+from sparsify_onnx.hessian import WIDE, Matrix, Problem
 from sparsify_onnx.masks import Mask, Pattern, choose
 from sparsify_onnx.refit import refit
 
@@ -56,17 +56,17 @@ def alps(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, start: Mat
     Alternates between least-squares weights and their best masked copy, and ties the two ever closer, so that early
     choices can be taken back: after refitting, the error is 0.2 to 0.8 of that of SparseGPT's mask on ResNet-20.
     """
-    scale = np.sqrt(np.diag(problem.hessian)).astype(np.float32)
-    scaled = (problem.hessian / np.outer(scale, scale)).astype(np.float32)
-    values, vectors = np.linalg.eigh(scaled)
-    turned = (problem.target.astype(np.float32) * scale) @ vectors * values
-    copy, dual = start.astype(np.float32) * scale, np.zeros(start.shape, dtype=np.float32)
+    kind = np.float32 if start.shape[1] > WIDE else np.float64
+    scale = np.sqrt(np.diag(problem.hessian))
+    values, vectors = np.linalg.eigh((problem.hessian / np.outer(scale, scale)).astype(kind))
+    turned = (problem.target * scale).astype(kind) @ vectors * values
+    copy, dual = (start * scale).astype(kind), np.zeros(start.shape, dtype=kind)
     mask = start != 0
-    for tie in np.geomspace(*TIES, _iterations(*start.shape), dtype=np.float32):
+    for tie in np.geomspace(*TIES, _iterations(*start.shape), dtype=kind):
         free = ((turned + (tie * copy - dual) @ vectors) / (values + tie)) @ vectors.T
         moved = free + dual / tie
-        mask = choose(pattern, np.where(fixed, np.float32(-1), np.square(moved)), zeros) & ~fixed
-        copy = np.where(mask, moved, np.float32(0))
+        mask = choose(pattern, np.where(fixed, kind(-1), np.square(moved)), zeros) & ~fixed
+        copy = np.where(mask, moved, kind(0))
         dual += tie * (free - copy)
     return np.asarray(copy / scale, dtype=np.float64), mask
 

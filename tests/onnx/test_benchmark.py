@@ -1,4 +1,4 @@
-"""`sparsify benchmark` through real plugin loading, with a runtime of NumPy written for the test."""
+"""`sparsify benchmark` on real files and ONNX Runtime, and with a runtime of the test that records what it was fed."""
 
 from __future__ import annotations
 
@@ -9,76 +9,57 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from sparsify.cli.benchmark import Contender, app, natural_batch, parse_shape, random_inputs
-from sparsify.contracts import TensorSpec
-from sparsify.errors import ExitCode, MissingLibraryError, RequestError
-from sparsify.plugins import load_plugins
+from onnx import TensorProto, helper
+from sparsify import MissingLibraryError, RequestError, TensorSpec, load_plugins
+from sparsify_onnx.benchmark import Contender, app, natural_batch, parse_shape, random_inputs
 from typer.testing import CliRunner
 
+from tests.onnx import models
+
 PLUGIN = """
-import json
-from types import SimpleNamespace
-import numpy as np
-from sparsify import Entry, Description, Model, ModelFormat, TensorSpec, hookimpl
+from sparsify import Entry, hookimpl
 
 @hookimpl
 def runtimes():
     return [
-        Entry("slow", "{name}:open_slow", "as it is"),
-        Entry("silent", "{name}:open_silent", "tells no inputs"),
-        Entry("absent", "{name}:open_slow", "lacks a library", requires=("no_such_library",)),
+        Entry("slow", "{name}:Session", "as it is"),
+        Entry("silent", "{name}:Session", "the same again"),
+        Entry("absent", "{name}:Session", "lacks a library", requires=("no_such_library",)),
     ]
 
-@hookimpl
-def model_loaders():
-    return [Entry("numbers", "{name}:FORMAT", "JSON", accepts=(".json",))]
+SHAPES = []
 
 class Session:
-    def __init__(self, path, told):
-        self.facts = {{"precision": "float32", "int8_executed": None}}
-        self.specs = specs(path)
-        if told:
-            self.facts["inputs"] = self.specs
+    facts = {{"precision": "float32", "int8_executed": None}}
+
+    def __init__(self, path, threads):
+        pass
 
     def run(self, inputs):
-        assert {{spec.name for spec in self.specs}} == set(inputs)
-        for spec in self.specs:
-            assert str(inputs[spec.name].dtype) == spec.dtype
         SHAPES.append({{name: array.shape for name, array in inputs.items()}})
         return {{}}
 
     def close(self):
         pass
-
-SHAPES = []
-
-def specs(path):
-    rows = json.loads(path.read_text())
-    return tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in rows)
-
-def open_slow(path, threads):
-    return Session(path, True)
-
-def open_silent(path, threads):
-    return Session(path, False)
-
-FORMAT = ModelFormat(
-    load=lambda path: Model("numbers", path),
-    save=None,
-    describe=lambda model: Description(specs(model.value), (), (), 0, 0, 0),
-    compare=None,
-)
 """
 Run = Callable[..., Any]
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Callable[..., str]:
-    def write(*rows: Any, name: str = "a.json") -> str:
+    """Write a model that takes inputs given as (name, type, shape)."""
+
+    def write(*rows: Any, name: str = "a.onnx") -> str:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(rows))
+        kinds = {row[0]: helper.np_dtype_to_tensor_dtype(np.dtype(row[1])) for row in rows}
+        inputs = [helper.make_tensor_value_info(row[0], kinds[row[0]], row[2]) for row in rows]
+        outputs = [helper.make_tensor_value_info(f"{row[0]}_out", TensorProto.FLOAT, row[2]) for row in rows]
+        nodes = [helper.make_node("Cast", [row[0]], [f"{row[0]}_out"], to=TensorProto.FLOAT) for row in rows]
+        graph = helper.make_graph(nodes, "inputs", inputs, outputs)
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
         return str(path)
 
     return write
@@ -89,9 +70,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     name = f"bench_{abs(hash(str(tmp_path)))}"
     (tmp_path / f"{name}.py").write_text(PLUGIN.format(name=name))
     monkeypatch.syspath_prepend(tmp_path)
-    plugins = load_plugins([EntryPoint("bench", name, "sparsify")])
-    assert not plugins.found[0].error
-    monkeypatch.setattr("sparsify.cli.benchmark.load_plugins", lambda: plugins)
+    plugins = load_plugins(
+        [EntryPoint("bench", name, "sparsify"), EntryPoint("onnx", "sparsify_onnx.plugin", "sparsify")]
+    )
+    assert not any(plugin.error for plugin in plugins.found)
+    monkeypatch.setattr("sparsify_onnx.benchmark.load_plugins", lambda: plugins)
 
     def invoke(*arguments: str, shapes: bool = False) -> Any:
         result = CliRunner().invoke(app, ["--seconds", "0.01", *arguments])
@@ -102,22 +85,25 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             import sys
 
             seen = sys.modules[name].SHAPES
-            found = [seen[0]]
-            for one in seen:
-                if one != found[-1]:
-                    found.append(one)
-            return found
+            return [one for place, one in enumerate(seen) if place == 0 or one != seen[place - 1]]
         return result.stdout
 
     return invoke
 
 
+def test_onnx_runtime_runs_the_file_and_says_what_it_executed(run: Run, tmp_path: Path) -> None:
+    path = models.save(models.conv_net(), tmp_path)
+    rows = json.loads(run(str(path), "--input-shape", "input:2,3,8,8", "--threads", "1", "--json"))["results"]
+    assert [(row["runtime"], row["batch"], row["precision"]) for row in rows] == [("onnxruntime", 2, "float32")]
+    assert 0 < rows[0]["p50_ms"] <= rows[0]["p95_ms"]
+
+
 def test_json_holds_the_latency_keys_and_the_ratio_to_the_first(run: Run, model: Callable[..., str]) -> None:
-    first, second = model(["x", "float32", ["n", 3]]), model(["y", "float32", ["n", 3]], name="b.json")
+    first, second = model(["x", "float32", ["n", 3]]), model(["y", "float32", ["n", 3]], name="b.onnx")
     results = json.loads(run(first, second, "--runtime", "slow", "--batch-size", "1", "--batch-size", "4", "--json"))
     rows = results["results"]
     assert [(Path(row["model"]).name, row["batch"]) for row in rows] == [
-        ("a.json", 1), ("b.json", 1), ("a.json", 4), ("b.json", 4),
+        ("a.onnx", 1), ("b.onnx", 1), ("a.onnx", 4), ("b.onnx", 4),
     ]  # fmt: skip
     assert set(rows[0]) == {
         "model", "runtime", "batch", "threads", "p50_ms", "p95_ms", "throughput", "precision", "int8_executed",
@@ -137,11 +123,11 @@ def test_the_same_model_may_be_timed_twice_and_on_several_runtimes(run: Run, mod
 def test_the_table_names_everything_and_shows_unknowns_as_dashes(run: Run, model: Callable[..., str]) -> None:
     path = model(["x", "float32", ["n", 3]])
     shown = run(path, path, "--runtime", "slow")
-    for word in ("a.json", "slow", "p50", "p95", "items/s", "float32", "the first", "–"):
+    for word in ("a.onnx", "slow", "p50", "p95", "items/s", "float32", "the first", "–"):
         assert word in shown
 
 
-def test_a_silent_session_leaves_the_inputs_to_the_model_format(run: Run, model: Callable[..., str]) -> None:
+def test_inputs_are_those_of_the_file(run: Run, model: Callable[..., str]) -> None:
     path = model(["ids", "int64", ["n", 4]], ["mask", "bool", ["n", 4]])
     assert run(path, "--runtime", "silent", "--batch-size", "2", shapes=True) == [{"ids": (2, 4), "mask": (2, 4)}]
 
@@ -173,8 +159,8 @@ def test_a_folder_without_a_model_is_refused(run: Run, tmp_path: Path) -> None:
 
 
 def test_an_absent_file_is_refused(run: Run) -> None:
-    with pytest.raises(RequestError, match=r"MODEL: absent/a\.json does not exist"):
-        run("absent/a.json", "--runtime", "slow")
+    with pytest.raises(RequestError, match=r"model absent/a\.onnx does not exist"):
+        run("absent/a.onnx", "--runtime", "slow")
 
 
 def test_an_unknown_runtime_is_refused(run: Run, model: Callable[..., str]) -> None:
@@ -186,33 +172,33 @@ def test_an_unknown_runtime_is_refused(run: Run, model: Callable[..., str]) -> N
 def test_a_runtime_without_its_library_says_what_to_install(run: Run, model: Callable[..., str]) -> None:
     with pytest.raises(MissingLibraryError, match="needs no_such_library") as error:
         run(model(["x", "float32", ["n", 3]]), "--runtime", "absent")
-    assert error.value.exit_code == ExitCode.MISSING
+    assert error.value.exit_code == 4
 
 
 def test_a_free_axis_is_refused_with_the_option_that_fixes_it(run: Run, model: Callable[..., str]) -> None:
     path = model(["ids", "int64", ["n", "length"]])
-    with pytest.raises(RequestError, match=r"input 'ids' of .*a\.json has free axes: \(n, length\)") as error:
+    with pytest.raises(RequestError, match=r"input 'ids' of .*a\.onnx has free axes: \(n, length\)") as error:
         run(path, "--runtime", "slow")
     assert error.value.fix == "give its shape, for example --input-shape ids:1,128"
 
 
 def test_a_fixed_batch_is_refused_with_its_size(run: Run, model: Callable[..., str]) -> None:
     path = model(["x", "float32", [2, 3]])
-    with pytest.raises(RequestError, match=r"a\.json has a fixed batch size of 2, not 8") as error:
+    with pytest.raises(RequestError, match=r"a\.onnx has a fixed batch size of 2, not 8") as error:
         run(path, "--runtime", "slow", "--batch-size", "8")
     assert "--batch-size 2" in error.value.fix
 
 
 def test_models_of_different_fixed_batches_are_refused(run: Run, model: Callable[..., str]) -> None:
-    both = model(["x", "float32", [2, 3]]), model(["x", "float32", [4, 3]], name="b.json")
-    with pytest.raises(RequestError, match=r"b\.json has a fixed batch size of 4, not 2"):
+    both = model(["x", "float32", [2, 3]]), model(["x", "float32", [4, 3]], name="b.onnx")
+    with pytest.raises(RequestError, match=r"b\.onnx has a fixed batch size of 4, not 2"):
         run(*both, "--runtime", "slow")
 
 
 @pytest.mark.parametrize(
     ("shape", "told", "fix"),
     [
-        ("y:1,3", r"a\.json has no input 'y'", "use one of: x"),
+        ("y:1,3", r"a\.onnx has no input 'y'", "use one of: x"),
         (
             "x:1,3,4",
             r"is \(n, 3\), not \(1, 3, 4\)",

@@ -1,0 +1,156 @@
+"""Run a model over calibration samples with tensors exposed, and reduce each to statistics of fixed size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from sparsify import Context, Dataset, StageError
+
+from sparsify_onnx.columns import input_rows, inputs, rows_per_sample, sample_rows
+from sparsify_onnx.describe import fixed_batch
+from sparsify_onnx.graph import WeightLayer
+from sparsify_onnx.histogram import EMPTY, Histogram, count, merge
+from sparsify_onnx.sessions import ORT_ERRORS, open_model
+
+BATCH_BYTES = 128 << 20  # of exposed tensors held at once
+HESSIAN_BYTES = 256 << 20  # above it, a layer is rounded to nearest, and layers take turns
+HESSIAN_ROWS = 16384  # rows gathered for each layer
+FEW = 128  # samples that means and peaks are taken from
+Tensors = Mapping[str, NDArray[np.float32]]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Hold the exposed tensors of one batch, padding dropped; `first` numbers its first sample."""
+
+    first: int
+    samples: int
+    tensors: Tensors
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Hold what one pass found: a histogram by tensor, and Σ x xᵀ by layer as groups × inputs × inputs."""
+
+    histograms: dict[str, Histogram]
+    hessians: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+def watch(
+    model: onnx.ModelProto, names: Iterable[str], samples: Dataset, context: Context, shapes: Shapes, label: str
+) -> Iterator[Moment]:
+    """Yield the named tensors batch by batch; raises StageError where one holds NaN or infinity, or a run fails."""
+    wanted = list(dict.fromkeys(names))
+    given = {value.name for value in model.graph.input}
+    computed = [name for name in wanted if name not in given]
+    first, fixed = 0, fixed_batch(model)
+    sample_bytes = 4 * sum(prod(shapes.get(name, ())) for name in wanted)
+    size = fixed or max(1, min(context.batch_size, BATCH_BYTES // max(sample_bytes, 1)))
+    try:
+        session = open_model(model, expose=computed, threads=context.threads)
+        with context.progress(label, -(-len(samples) // size)) as advance:
+            for batch in samples.batches(size, pad=fixed > 0):
+                rows = len(next(iter(batch.inputs.values())))
+                found = dict(zip(computed, session.run(computed, batch.inputs) if computed else [], strict=True))
+                found |= {name: batch.inputs[name] for name in wanted if name in given}
+                tensors = {name: _samples(found[name], len(batch.keys), rows) for name in wanted}
+                _refuse_not_finite(tensors)
+                yield Moment(first, len(batch.keys), tensors)
+                first += len(batch.keys)
+                advance()
+    except ORT_ERRORS as error:
+        reason = str(error).strip().splitlines()[0]
+        raise StageError(
+            f"ONNX Runtime cannot run the model while {label}: {reason}",
+            fix="check that the samples fit the model's inputs (`sparsify analyze MODEL` lists them)",
+        ) from error
+
+
+def _samples(array: NDArray[np.float32], samples: int, rows: int) -> NDArray[np.float32]:
+    """Drop the padding; a tensor whose first axis is windows or heads within samples keeps their share of it."""
+    if samples == rows:
+        return array
+    share = len(array) // rows if array.ndim and len(array) % rows == 0 else 0
+    return array[: samples * share] if share else array
+
+
+def _refuse_not_finite(tensors: Tensors) -> None:
+    for name, array in tensors.items():
+        low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+        if not np.isfinite(low + high) and not np.isfinite(array).all():
+            what = "NaN" if np.isnan(low) or np.isnan(high) else "infinity"
+            raise StageError(
+                f"activations of '{name}' contain {what}",
+                fix="check the calibration samples for extreme or NaN values, and the model's weights",
+            )
+
+
+def few(context: Context) -> Dataset:
+    """Take evenly spread samples, enough for means."""
+    keys = context.calibration.keys
+    return context.calibration.take(keys[:: -(-len(keys) // FEW)] if len(keys) > FEW else keys)
+
+
+def measure_peaks(
+    model: onnx.ModelProto, names: Sequence[str], context: Context, shapes: Shapes
+) -> dict[str, NDArray[np.float32]]:
+    """Return the largest magnitude of each channel (axis 1) of each tensor."""
+    peaks: dict[str, NDArray[np.float32]] = {}
+    for moment in watch(model, names, few(context), context, shapes, "measuring channels") if names else ():
+        for name, array in moment.tensors.items():
+            found = np.abs(array).max(axis=(0, *range(2, array.ndim)), initial=0.0)
+            peaks[name] = np.maximum(peaks[name], found) if name in peaks else found
+    return peaks
+
+
+def measure(
+    model: onnx.ModelProto, names: Sequence[str], layers: Sequence[WeightLayer], context: Context, shapes: Shapes
+) -> Statistics:
+    """Count every tensor's values, and gather the Hessian of every layer that is not too large for one."""
+    found = Statistics(dict.fromkeys(names, EMPTY))
+    turns = _turns(layers)
+    for turn, group in enumerate(turns or [[]]):
+        counted = names if turn == 0 else []
+        exposed = [*counted, *(name for layer in group for name in (layer.input, layer.output))]
+        for moment in watch(model, exposed, context.calibration, context, shapes, "calibrating"):
+            for name in counted:
+                found.histograms[name] = merge(found.histograms[name], count(moment.tensors[name]))
+            for layer in group:
+                _add_rows(found.hessians, layer, moment, context)
+    return found
+
+
+def _turns(layers: Sequence[WeightLayer]) -> list[list[WeightLayer]]:
+    """Group layers so that each group's Hessians fit the memory allowed."""
+    turns: list[list[WeightLayer]] = []
+    room = 0
+    for layer in layers:
+        size = 8 * layer.group * inputs(layer) ** 2
+        if size > HESSIAN_BYTES:
+            continue
+        if size > room:
+            turns.append([])
+            room = HESSIAN_BYTES
+        turns[-1].append(layer)
+        room -= size
+    return turns
+
+
+def _add_rows(hessians: dict[str, NDArray[np.float64]], layer: WeightLayer, moment: Moment, context: Context) -> None:
+    output = moment.tensors[layer.output]
+    per_sample = rows_per_sample(layer, output, moment.samples)
+    if not per_sample:
+        return
+    cap = max(-(-HESSIAN_ROWS // max(len(context.calibration), 1)), 1)
+    rows = sample_rows(per_sample, moment.first, moment.samples, cap, context.seed)
+    gathered = np.ascontiguousarray(
+        np.swapaxes(input_rows(layer, moment.tensors[layer.input], output.shape, rows), 0, 1)
+    )
+    total = hessians.setdefault(layer.name, np.zeros((len(gathered), *(gathered.shape[2:] * 2))))
+    total += np.stack([group.T @ group for group in gathered])
