@@ -10,7 +10,9 @@ names of `sparsify`", nor "only inside a function", and it has to import the pac
 from __future__ import annotations
 
 import ast
+import io
 import sys
+import tokenize
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +20,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core" / "src"))  # runs without anything installed
 
-from sparsify.layout import check_package_init, check_plugin_module, code_lines, imports
+from sparsify.layout import check_package_init, check_plugin_module, imports
 
 CORE_LINES, MODULE_LINES, FUNCTION_LINES, DEPTH = 3500, 400, 60, 1
-CORE = "sparsify"
+PLUGIN_LINES = 40  # of code in plugin.py, besides Entry(...) rows and docstrings
+NO_CODE = frozenset(
+    {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENCODING,
+        tokenize.ENDMARKER,
+    }
+)
 # the one integration that may import another's public names (DESIGN §2)
 MAY_IMPORT = frozenset({("sparsify_torch", "sparsify_onnx")})
 Importing = ast.stmt | ast.expr  # an import statement, or a call of import_module
@@ -76,6 +89,7 @@ def _faults(module: Module, kinds: Mapping[str, str], public: Mapping[str, set[s
     yield from check_directions(module, kinds, public)
     if module.path.name == "plugin.py":
         yield from check_plugin_module(module.source, core=module.kind == "core")
+        yield from check_plugin_size(module.source)
         yield from check_targets(module)
     if module.path.name == "__init__.py":
         yield from check_package_init(module.source)
@@ -105,7 +119,7 @@ def check_directions(
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(function)
     }
-    found: list[tuple[Importing, str, str]] = [*imports(module.tree), *_dynamic_imports(module.tree)]
+    found: list[tuple[Importing, str, str]] = [*imports(ast.walk(module.tree)), *_dynamic_imports(module.tree)]
     for node, target, name in found:
         package = target.split(".")[0]
         if target.startswith(".") or package == module.package or package not in kinds:
@@ -166,6 +180,41 @@ def _attributes(module: Module, kinds: Mapping[str, str], public: Mapping[str, s
             package = imported[node.value.id]
             if node.attr not in public[package]:
                 yield node.lineno, f"uses {package}.{node.attr}, which is not in {package}.__all__"
+
+
+def code_lines(source: str) -> set[int]:
+    """Return the numbers of the lines that hold code: no blank line, no comment, no docstring."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in NO_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for text in docstrings(ast.parse(source)):
+        lines.difference_update(range(text.lineno, (text.end_lineno or text.lineno) + 1))
+    return lines
+
+
+def docstrings(tree: ast.AST) -> Iterator[ast.Expr]:
+    """Yield the docstring statements of a module, its classes and functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                yield first
+
+
+def check_plugin_size(source: str) -> Iterator[tuple[int, str]]:
+    """Yield a plugin.py that holds much besides its Entry rows."""
+    rows: set[int] = set()
+    for call in ast.walk(ast.parse(source)):
+        if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] == "Entry":
+            rows.update(range(call.lineno, (call.end_lineno or call.lineno) + 1))
+    count = len(code_lines(source) - rows)
+    if count > PLUGIN_LINES:
+        yield 1, f"plugin.py has {count} lines of code besides its Entry rows, at most {PLUGIN_LINES} are allowed"
 
 
 def check_targets(module: Module) -> Iterator[tuple[int, str]]:

@@ -99,7 +99,7 @@ def toy(monkeypatch, tmp_path):
         "recipe_generators": (Entry("one-shot", "toy_format:generate", "toy recipes"),),
     }
     plugins = Plugins((Plugin("toy", "toy", "1", "toy", entries=entries),), pluggy.PluginManager("sparsify"))
-    monkeypatch.setattr("sparsify.plugins.load_plugins", lambda: plugins)
+    monkeypatch.setattr("sparsify.cli.recipe.load_plugins", lambda: plugins)
     path = tmp_path / "model.toy"
     path.write_text("conv1 conv2")
     return path

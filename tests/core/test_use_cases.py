@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from sparsify.errors import MissingLibraryError, RequestError
 from sparsify.plugins import load_plugins
-from sparsify.use_cases import KNOWN, edit_distance, resolve_use_case, spellings
+from sparsify.use_cases import edit_distance, known_use_cases, resolve_use_case, spellings
 
 PLUGINS = load_plugins()
+KNOWN = known_use_cases()
 
 DOCUMENTED = {
     "cv-classification": "image-classification",
@@ -74,7 +75,8 @@ def test_a_near_miss_is_an_error_with_the_suggestion(misspelt: str) -> None:
     with pytest.raises(RequestError) as caught:
         resolve_use_case(misspelt, PLUGINS, "one-shot")
     assert caught.value.lines() == (
-        f"error: there is no use case '{misspelt}'\nfix: did you mean 'image-classification'? Else use custom:{misspelt}"
+        f"error: there is no use case '{misspelt}'\n"
+        f"fix: did you mean 'image-classification'? Else use custom:{misspelt}"
     )
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "check_architecture.py"
@@ -242,3 +247,34 @@ def test_this_checkout_with_one_wrong_import_is_caught(tmp_path: Path) -> None:
         "core imports sparsify_npz",
         "plugin sparsify_npz imports the integration sparsify_onnx outside the function that needs it",
     ]
+
+
+# What the tool counts
+
+
+@cache
+def load_tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check_architecture", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_entry_rows_of_any_shape_do_not_count() -> None:
+    rows = "\n".join(["Entry(", "    'a',", "    'b:c',", "    'd',", "),"] * 30)
+    head = "from sparsify import Entry, hookimpl\n@hookimpl\ndef use_cases():\n    '''Offer.'''\n"
+    assert list(load_tool().check_plugin_size(f"{head}    return [\n{rows}\n]\n")) == []
+
+
+def test_code_lines_leave_out_what_is_no_code() -> None:
+    head = '"""Doc\nstring."""\n\n# comment\nx = """two\nlines"""  # same line\n\n\n'
+    source = head + 'def f():\n    """Doc."""\n    return [\n\n        1,\n    ]\n'
+    assert sorted(load_tool().code_lines(source)) == [5, 6, 9, 11, 13, 14]
+
+
+@given(st.lists(st.sampled_from(["x = 1", "", "# no", "y = 2  # yes"])))
+def test_code_lines_count_every_statement_once(lines: list[str]) -> None:
+    expected = [number for number, line in enumerate(lines, 1) if "=" in line]
+    assert sorted(load_tool().code_lines("\n".join(lines))) == expected

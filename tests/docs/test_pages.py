@@ -134,6 +134,7 @@ def environment(site: Path) -> dict[str, str]:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "COLUMNS": "100",
+        "OMP_NUM_THREADS": "1",  # matrices this small gain nothing from threads that wait for each other
         "NO_COLOR": "1",
         "PYTHONPATH": str(site),
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -20,7 +20,9 @@ from tests.onnx.models import run
 AUTO = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
 
-def one_node(op: str, weight: np.ndarray, rank: int, *, left: bool = False, bias: Any = None, **facts: Any) -> onnx.ModelProto:
+def one_node(
+    op: str, weight: np.ndarray, rank: int, *, left: bool = False, bias: Any = None, **facts: Any
+) -> onnx.ModelProto:
     constants = [numpy_helper.from_array(weight.astype(np.float32), "w")]
     names = ["w", "x"] if left else ["x", "w"]
     if bias is not None:

@@ -29,7 +29,9 @@ def test_without_damping_or_mask_it_is_ordinary_least_squares() -> None:
     problem = repair_problem(statistics.gram[0], statistics.cross[0], weights, 0.0, free_bias=True)
     best, *_ = np.linalg.lstsq(np.hstack([x, np.ones((len(x), 1))]), y, rcond=None)
     np.testing.assert_allclose(problem.target, best[:-1].T, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(problem.mean_output - problem.target @ problem.mean_input, best[-1], rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(
+        problem.mean_output - problem.target @ problem.mean_input, best[-1], rtol=1e-3, atol=2e-3
+    )
 
 
 def test_a_masked_refit_is_least_squares_on_the_columns_kept_and_the_bias() -> None:

@@ -29,12 +29,12 @@ def shifted(model: onnx.ModelProto) -> onnx.ModelProto:
     return other
 
 
-def walk(dense: onnx.ModelProto, compressed: onnx.ModelProto, folder: Path, batch: int = 4) -> dict[str, list[np.ndarray]]:
+def walk(dense: onnx.ModelProto, compressed: onnx.ModelProto, folder: Path, batch: int = 4) -> dict[str, np.ndarray]:
     """Run level by level and join each layer's dense output and compressed input over the batches."""
     layers = weight_layers(dense)
     context = Context(models.dataset(dense, SAMPLES), batch_size=batch, threads=1)
     stream = Stream(dense, compressed, context, folder, upstream(dense, [layer.output for layer in layers]))
-    found: dict[str, list[np.ndarray]] = {}
+    found: dict[str, np.ndarray] = {}
     for level in levels(dense, layers):
         seen = 0
         kept: dict[str, list[np.ndarray]] = {}
@@ -86,10 +86,15 @@ def test_subgraphs_reading_outer_tensors_are_followed(tmp_path: Path) -> None:
     x = b.matmul("input", 6, 6, name="one")
     y = b.matmul(x, 6, 6, name="two")
     branch = helper.make_graph(
-        [helper.make_node("Add", [x, y], ["sum"])], "then", [], [helper.make_tensor_value_info("sum", TensorProto.FLOAT, None)]
+        [helper.make_node("Add", [x, y], ["sum"])],
+        "then",
+        [],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, None)],
     )
     b.nodes.append(
-        helper.make_node("If", [b.constant("yes", np.array(True))], ["joined"], then_branch=branch, else_branch=branch, name="if")
+        helper.make_node(
+            "If", [b.constant("yes", np.array(True))], ["joined"], then_branch=branch, else_branch=branch, name="if"
+        )
     )
     dense = b.model(b.matmul("joined", 6, 3, name="three"), ("batch", 6))
     layers = {layer.name: layer for layer in weight_layers(dense)}

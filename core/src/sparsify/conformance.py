@@ -27,16 +27,11 @@ RECORDS: Mapping[str, tuple[type[Any], Mapping[str, str]]] = {
     "use_cases": (UseCase, {"check": "data description", "readme": "data description"}),
     "dataset_loaders": (DatasetLoader, {"recognises": "path", "load": "request"}),
     "model_loaders": (
-        ModelFormat,
-        {
-            "load": "path",
-            "save": "model path",
-            "describe": "model",
-            "compare": "reference candidate dataset batch_size",
-        },
+        ModelFormat, {"load": "path", "save": "model path", "describe": "model",
+                      "compare": "reference candidate dataset batch_size"},
     ),
     "evaluators": (Metric, {"observe": "outputs targets", "reduce": "records"}),
-}
+}  # fmt: skip
 # what an entry has to say besides its name, target and summary
 REQUIRED: Mapping[str, tuple[str, ...]] = {"model_loaders": ("accepts",), "exporters": ("accepts", "returns")}
 
@@ -126,9 +121,8 @@ def _entry(catalogue: str, offer: Offer, plugins: Plugins) -> Iterator[Finding]:
 
 
 def _contract(catalogue: str, target: Any, offer: Offer, plugins: Plugins) -> Iterator[str]:
-    yield from (
-        f"has an entry without '{name}'" for name in REQUIRED.get(catalogue, ()) if not getattr(offer.entry, name)
-    )
+    absent = [name for name in REQUIRED.get(catalogue, ()) if not getattr(offer.entry, name)]
+    yield from (f"has an entry without '{name}'" for name in absent)
     if catalogue in FUNCTIONS:
         yield from _takes(target, FUNCTIONS[catalogue])
     elif catalogue in RECORDS:
@@ -154,13 +148,11 @@ def _takes(target: Any, names: str) -> Iterator[str]:
         yield f"is {type(target).__name__}, expected a function of {expected}"
         return
     try:
-        signature = inspect.signature(target)
+        inspect.signature(target).bind(*names.split())
+    except TypeError:
+        yield f"takes {inspect.signature(target)}, expected {expected}"
     except ValueError:
         return  # a builtin without a signature
-    try:
-        signature.bind(*names.split())
-    except TypeError:
-        yield f"takes {signature}, expected {expected}"
 
 
 def _record(target: Any, kind: type[Any], functions: Mapping[str, str]) -> Iterator[str]:

@@ -11,8 +11,6 @@ from typing import Any
 
 REQUIRED = "required"  # stands in the table where a field has no default
 TRAINING_ONLY = frozenset({"ConstantPruningModifier", "OutputDistillationModifier"})  # of the key dialect
-_TO_TAG = {"start": "start_epoch", "end": "end_epoch", "update": "update_frequency"}
-_PRUNING_TO_TAG = {"targets": "params", "update_scheduler": "inter_func", "mask_structure": "mask_type"}
 
 
 @dataclass(frozen=True)
@@ -25,11 +23,10 @@ class Known:
 
 
 @cache
-def _table() -> Mapping[str, Any]:
+def _table() -> Any:
     import yaml
 
-    table: Mapping[str, Any] = yaml.safe_load(files("sparsify").joinpath("known_modifiers.yaml").read_text("utf-8"))
-    return table
+    return yaml.safe_load(files("sparsify").joinpath("known_modifiers.yaml").read_text("utf-8"))
 
 
 def known_names() -> frozenset[str]:
@@ -53,33 +50,31 @@ def known_modifier(name: str, phase: str) -> Known | None:
 
 
 def normalise_options(name: str, phase: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Rename or drop dead fields, with a note for each, and turn training fields of the key dialect into the tag's."""
-    if name not in known_names():
-        return dict(options), []
+    """Rename or drop dead fields, with a note for each, and spell those of the key dialect as the tag dialect does."""
     notes: list[str] = []
     given = dict(options)
+    if name not in known_names():
+        return given, notes
     if isinstance(given.get("mfac_options"), Mapping):
         given = {**given.pop("mfac_options"), **given}
         notes.append("moved the fields of 'mfac_options' one level up")
-    dropped = _dead("dropped", "any", "key" if name in _table()["key"] else "", name)
-    renamed = _dead("renamed", "any", name)
-    translated = {**_TO_TAG, **(_PRUNING_TO_TAG if name.endswith("PruningModifier") else {})}
+    dropped, renamed = _fields("dropped", "any", name), _fields("renamed", "any", name)
+    respelt = _fields("respelt", "any", name if phase == "training" else "")
     kept: dict[str, Any] = {}
     for field, value in given.items():
-        new = renamed.get(field) or (translated.get(field, field) if phase == "training" else field)
+        new = renamed.get(field) or respelt.get(field, field)
         if field in dropped:
             notes.append(f"dropped '{field}': {dropped[field]}")
         elif new != field and new in given:
             notes.append(f"dropped '{field}': '{new}' is given too")
         else:
             kept[new] = value
-            if field in renamed:
-                notes.append(f"renamed '{field}' to '{new}'")
+            notes.extend([f"renamed '{field}' to '{new}'"] if field in renamed else [])
     return kept, notes
 
 
-def _dead(what: str, *names: str) -> dict[str, str]:
-    return {field: said for name in names for field, said in _table()[what].get(name, {}).items()}
+def _fields(table: str, *names: str) -> dict[str, str]:
+    return {field: said for name in names for field, said in _table()[table].get(name, {}).items()}
 
 
 def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:

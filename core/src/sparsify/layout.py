@@ -39,7 +39,10 @@ def check_package_init(source: str) -> Iterator[tuple[int, str]]:
 def _executed_at_import(node: ast.AST) -> Iterator[ast.AST]:
     """Yield what runs at import: into `if`, `try` and classes, not into functions nor `if TYPE_CHECKING`."""
     yield node
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        for_types = isinstance(node, ast.If) and ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING"
-        for child in node.orelse if for_types else ast.iter_child_nodes(node):
-            yield from _executed_at_import(child)
+    inner: Iterable[ast.AST] = ast.iter_child_nodes(node)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        inner = ()
+    elif isinstance(node, ast.If) and ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING":
+        inner = node.orelse
+    for child in inner:
+        yield from _executed_at_import(child)

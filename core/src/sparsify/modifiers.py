@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparsify.errors import PluginError, RequestError, SparsifyError
-from sparsify.known_modifiers import REQUIRED, Known, known_modifier, known_names
+from sparsify.known_modifiers import REQUIRED, known_modifier, known_names, nearest
 from sparsify.plugins import Offer, Plugins, load_target
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-
-    from sparsify.recipe import Recipe, Step
+from sparsify.recipe import Recipe, Step
 
 _WORDS = {"__ALL__": "every parameter", "__ALL_PRUNABLE__": "every prunable weight", "None": "the default layers"}
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -61,20 +56,17 @@ def check_recipe(recipe: Recipe, plugins: Plugins) -> tuple[Finding, ...]:
 
 def _offers(plugins: Plugins, name: str, phase: str = "") -> list[Offer]:
     """Find what is offered under a name, training first."""
-    found = [offer for offer in plugins.offers("modifiers") if offer.entry.name == name]
-    fitting = [offer for offer in found if phase in ("", offer.entry.phase)]
-    return sorted(fitting, key=lambda offer: offer.entry.phase, reverse=True)
+    found = [one for one in plugins.offers("modifiers") if one.entry.name == name and phase in ("", one.entry.phase)]
+    return sorted(found, key=lambda offer: offer.entry.phase, reverse=True)
 
 
 def _not_offered(step: Step, phase: str, plugins: Plugins, kind: str) -> SparsifyError:
     known, elsewhere = known_modifier(step.name, phase), _offers(plugins, step.name)
-    installed = plugins.offers("modifiers")
+    offered = [offer.entry for offer in plugins.offers("modifiers")]
     where = f"modifier '{step.name}' ({step.group})"
     if known is None and not elsewhere:
-        return RequestError(
-            f"there is no {where}",
-            fix=_nearest(step.name, sorted(known_names() | {offer.entry.name for offer in installed})),
-        )
+        names = sorted(known_names() | {entry.name for entry in offered})
+        return RequestError(f"there is no {where}", fix=_nearest(step.name, names))
     if kind == "one-shot" and (phase == "training" or elsewhere or (known and known.phase == "training")):
         fix = "remove it, or `pip install sparsify-torch` and use `sparsify run training-aware`"
         return RequestError(f"{where} works during training, and one-shot does not train", fix=fix)
@@ -83,14 +75,13 @@ def _not_offered(step: Step, phase: str, plugins: Plugins, kind: str) -> Sparsif
     elif phase == "training":
         fix = "pip install sparsify-torch, or remove the modifier from the recipe"
     else:
-        names = sorted(offer.entry.name for offer in installed if offer.entry.phase == phase)
+        names = [entry.name for entry in offered if entry.phase == phase]
         fix = f"remove it, or use one of: {', '.join(names) or 'none is installed'}"
     return RequestError(f"no installed plugin offers the {phase} {where}", fix=fix)
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = get_close_matches(name, list(names), n=1)
-    return f"use '{near[0]}'" if near else f"remove it, or use one of: {', '.join(names) or 'none'}"
+def _nearest(name: str, names: Collection[str]) -> str:
+    return nearest(name, names, f"remove it, or use one of: {', '.join(names) or 'none'}")
 
 
 def _validate(step: Step, offer: Offer) -> Any:
@@ -98,22 +89,18 @@ def _validate(step: Step, offer: Offer) -> Any:
 
     target = load_target(offer)
     if not hasattr(target, "model_validate"):
-        raise PluginError(
-            f"modifier '{step.name}' of plugin '{offer.plugin.name}' is no pydantic model of its options",
-            fix=f"run `sparsify plugins check {offer.plugin.name}`",
-        )
+        problem = f"modifier '{step.name}' of plugin '{offer.plugin.name}' is no pydantic model of its options"
+        raise PluginError(problem, fix=f"run `sparsify plugins check {offer.plugin.name}`")
     try:
         return target.model_validate(dict(step.options))
     except ValidationError as error:
-        raise _wrong_options(step, target, error) from error
+        raise _wrong_option(step, target.model_fields, error.errors(include_url=False)[0]) from error
 
 
-def _wrong_options(step: Step, target: Any, error: ValidationError) -> RequestError:
-    first = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"])
-    where = f"modifier '{step.name}' ({step.group})"
+def _wrong_option(step: Step, fields: Collection[str], first: Mapping[str, Any]) -> RequestError:
+    name, where = ".".join(str(part) for part in first["loc"]), f"modifier '{step.name}' ({step.group})"
     if first["type"] == "extra_forbidden":
-        return _unknown_field(where, name, target.model_fields, first["input"])
+        return _unknown_field(step, name, fields, first["input"])
     if first["type"] == "missing":
         return RequestError(f"{where} lacks its field '{name}'", fix=f"add `{name}: …` below !{step.name}")
     message = first["msg"].removeprefix("Value error, ").replace("Input ", "it ", 1)
@@ -122,32 +109,36 @@ def _wrong_options(step: Step, target: Any, error: ValidationError) -> RequestEr
     return RequestError(f"{where}, field '{name}': {message}; found {first['input']!r}", fix=f"change '{name}'")
 
 
-def _unknown_field(where: str, name: str, fields: Iterable[str], found: object) -> RequestError:
-    return RequestError(f"{where} has no field '{name}' (found {found!r})", fix=_nearest(name, fields))
+def _unknown_field(step: Step, name: str, fields: Collection[str], found: object) -> RequestError:
+    problem = f"modifier '{step.name}' ({step.group}) has no field '{name}' (found {found!r})"
+    return RequestError(problem, fix=_nearest(name, fields))
 
 
 def _check(step: Step, plugins: Plugins) -> Finding:
-    known, offers = known_modifier(step.name, step.phase), _offers(plugins, step.name, step.phase)
-    if known is None and not _offers(plugins, step.name):
+    known, offers = known_modifier(step.name, step.phase), _offers(plugins, step.name)
+    if known is None and not offers:
         raise _not_offered(step, step.phase, plugins, "")
-    problems: list[SparsifyError] = []
-    for offer in offers:
+    fields = {name: None for offer in offers for name in _fields_of(offer)} | dict(known.fields if known else {})
+    for name, value in step.options.items():
+        if fields and name not in fields:
+            raise _unknown_field(step, name, fields, value)
+    fitting = [offer for offer in offers if step.phase in ("", offer.entry.phase)]
+    why_not = ""
+    for offer in fitting:
         try:
             options = _validate(step, offer)
         except SparsifyError as error:
-            problems.append(error)
+            why_not = why_not or error.problem
         else:
-            sentence = _sentence(step, offer.entry.phase, offer.entry.summary, options.model_dump())
-            return Finding(step.name, step.group, dict(step.options), sentence, runnable=True)
-    fields = {name: None for offer in _offers(plugins, step.name) for name in _fields_of(offer)}
-    fields |= known.fields if known else {}
-    for name, value in step.options.items():
-        if fields and name not in fields:
-            raise _unknown_field(f"modifier '{step.name}' ({step.group})", name, fields, value)
-    phase = step.phase or (known.phase if known else "")
-    sentence = _sentence(step, phase, offers[0].entry.summary if offers else "", fields)
-    why_not = _why_not(step, known, offers, problems)
-    return Finding(step.name, step.group, dict(step.options), sentence, runnable=False, why_not=why_not)
+            return _finding(step, offer.entry.phase, offer.entry.summary, options.model_dump())
+    phases = (step.phase, known.phase if known else "")
+    if "training" in phases and not any(offer.entry.phase == "training" for offer in fitting):
+        why_not = "it works during training, and no installed plugin offers it (pip install sparsify-torch)"
+    why_not = why_not or "no installed plugin offers it"
+    lacking = [name for name, default in fields.items() if default == REQUIRED and name not in step.options]
+    if lacking and not fitting:
+        why_not += f"; it lacks {', '.join(lacking)}"
+    return _finding(step, phases[0] or phases[1], fitting[0].entry.summary if fitting else "", fields, why_not)
 
 
 def _fields_of(offer: Offer) -> Iterable[str]:
@@ -157,25 +148,13 @@ def _fields_of(offer: Offer) -> Iterable[str]:
         return ()  # why it cannot be loaded is reported with the step
 
 
-def _why_not(step: Step, known: Known | None, offers: list[Offer], problems: list[SparsifyError]) -> str:
-    trains = step.phase == "training" or (known is not None and known.phase == "training")
-    if trains and not any(offer.entry.phase == "training" for offer in offers):
-        reason = "it works during training, and no installed plugin offers it (pip install sparsify-torch)"
-    else:
-        reason = problems[0].problem if problems else "no installed plugin offers it"
-    required = [name for name, default in known.fields.items() if default == REQUIRED] if known and not offers else []
-    lacking = [name for name in required if name not in step.options]
-    return f"{reason}; it lacks {', '.join(lacking)}" if lacking else reason
-
-
-def _sentence(step: Step, phase: str, summary: str, fields: Mapping[str, Any]) -> str:
-    values = {**fields, **step.options}
-    known = known_modifier(step.name, phase)
-    does = summary
+def _finding(step: Step, phase: str, summary: str, fields: Mapping[str, Any], why_not: str = "") -> Finding:
+    known, values = known_modifier(step.name, phase), {**fields, **step.options}
+    does = summary or "does what its plugin says"
     if known and (known.phase == phase or not summary) and set(_PLACEHOLDER.findall(known.does)) <= values.keys():
-        does = known.does
-    text = _PLACEHOLDER.sub(lambda found: _say(values.get(found.group(1))), does or "does what its plugin says")
-    return f"{text}, {_when(step, phase, values)}"
+        does = _PLACEHOLDER.sub(lambda found: _say(values[found[1]]), known.does)
+    sentence = f"{does}, {_when(step, phase, values)}"
+    return Finding(step.name, step.group, dict(step.options), sentence, runnable=not why_not, why_not=why_not)
 
 
 def _say(value: object) -> str:
@@ -187,16 +166,11 @@ def _say(value: object) -> str:
 
 
 def _when(step: Step, phase: str, values: Mapping[str, Any]) -> str:
-    start, end = (_first(values, f"{edge}_epoch", edge) for edge in ("start", "end"))
-    given = {"start_epoch", "end_epoch", "start", "end"} & step.options.keys()
+    start, end, every = (values.get(name) for name in ("start_epoch", "end_epoch", "update_frequency"))
+    given = {"start_epoch", "end_epoch"} & step.options.keys()
     if not given and (phase == "post-training" or start is None):
         return "once, on the trained model"
     begins = "from the start" if start in (None, -1, REQUIRED) else f"from epoch {_say(start)}"
     ends = "to the end" if end in (None, -1, REQUIRED) else f"to epoch {_say(end)}"
-    every = _first(values, "update_frequency", "update")
     often = f", every {_say(every)} epochs" if isinstance(every, int | float) and every > 0 else ""
     return f"{begins} {ends}{often}"
-
-
-def _first(values: Mapping[str, Any], *names: str) -> Any:
-    return next((values[name] for name in names if values.get(name) is not None), None)

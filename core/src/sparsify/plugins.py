@@ -40,6 +40,11 @@ class Plugin:
     disabled: bool = False
     entries: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
 
+    @property
+    def state(self) -> str:
+        """Say `ok`, `broken` or `disabled`."""
+        return "broken" if self.error else "disabled" if self.disabled else "ok"
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -129,10 +134,8 @@ def install_command(names: Iterable[str]) -> str:
 
 def needs(offer: Offer, names: Sequence[str]) -> MissingLibraryError:
     """Say which libraries an entry lacks, and the command that installs them."""
-    lack = f"needs {', '.join(names)}, not installed here"
-    return MissingLibraryError(
-        f"'{offer.entry.name}' of {offer.plugin.distribution} {lack}", fix=install_command(names)
-    )
+    problem = f"'{offer.entry.name}' of {offer.plugin.distribution} needs {', '.join(names)}, not installed here"
+    return MissingLibraryError(problem, fix=install_command(names))
 
 
 def load_target(offer: Offer) -> Any:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, count, groupby
 from pathlib import Path
 from typing import Any
 
 from sparsify.errors import RequestError
 from sparsify.known_modifiers import normalise_options
-from sparsify.modifiers import resolve_modifiers as resolve_modifiers  # the pipeline's other half of this module
 
+RUN_TYPES: Mapping[str, str] = {"oneshot": "post-training", "train": "training"}
 _EXAMPLE = "write `modifiers:` and below it items such as `- !QuantizationModifier {}`"
 
 
@@ -45,7 +45,7 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
     if suffix not in (".yaml", ".yml", ".json", ".md"):
         raise RequestError(f"recipe {path} is no recipe file", fix="give a .yaml, .yml, .json or .md file")
     try:
-        text: str | None = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise RequestError(f"recipe {path} is not UTF-8 text: {error.reason}", fix="save it as UTF-8") from error
     except OSError as error:
@@ -53,7 +53,7 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
         raise RequestError(f"recipe {path} cannot be read: {error.strerror}", fix=fix) from error
     if suffix == ".json":
         text = text.replace("\t", " ")  # JSON is YAML but for tabs, and cannot hold one inside a string
-    if suffix == ".md" and (text := front_matter(text, anywhere=True)) is None:
+    if suffix == ".md" and not (text := front_matter(text, anywhere=True)):
         fix = "put the recipe between two lines of --- , or into a .yaml file"
         raise RequestError(f"{path} has no front matter, a block between two lines of ---", fix=fix)
     return parse_recipe(text, overrides, source=str(path))
@@ -61,35 +61,31 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
 
 def parse_recipe(text: str, overrides: Mapping[str, Any] | None = None, source: str = "recipe") -> Recipe:
     """Read recipe text of either dialect; `overrides` replace its variables. Raises RequestError naming the place."""
-    from sparsify.recipe_groups import find_blocks, global_variables
-    from sparsify.recipe_text import Tagged, front_matter, read_document
-    from sparsify.recipe_variables import check_overrides, read_override, resolve_variables, substitute
+    from sparsify.recipe_groups import find_steps, global_variables
+    from sparsify.recipe_text import Tagged, front_matter, read_document, read_number
+    from sparsify.recipe_variables import check_overrides, resolve_variables, substitute
 
-    given = {name: read_override(value) for name, value in (overrides or {}).items()}
-    within = front_matter(text, anywhere=False)
-    document = read_document(text if within is None else within, given, source)
+    given = {name: read_number(value) for name, value in (overrides or {}).items()}
+    document = read_document(front_matter(text, anywhere=False) or text, given, source)
     if isinstance(document, Tagged | list):
         document = {"modifiers": document}
     if not isinstance(document, dict):
         raise RequestError(f"{source} holds {type(document).__name__}, expected lists of modifiers", fix=_EXAMPLE)
     document = {str(key): value for key, value in document.items()}
-    blocks = tuple(find_blocks(document, source))
-    if not blocks:
+    found = tuple(find_steps(document, source))
+    if not found and not any("modifiers" in key for key in document):
         raise RequestError(f"{source} holds no modifiers", fix=_EXAMPLE)
     variables = global_variables(document)
-    check_overrides(given, document, variables, blocks, source)
+    check_overrides(given, variables.keys() | {name for _, own in found for name in own}, document, source)
     scope = resolve_variables(variables | given, {}, source)
     steps: list[Step] = []
     notes: list[str] = []
-    for block in blocks:
-        inner = resolve_variables(
-            {name: given.get(name, value) for name, value in block.variables.items()}, scope, source
-        )
-        for item in block.items:
-            options = substitute(item.options, inner, f"{source}, {item.name}")
-            options, said = normalise_options(item.name, block.phase, options)
-            steps.append(Step(item.name, block.phase, options, block.group))
-            notes.extend(f"{item.name}: {line}" for line in said)
+    for step, own in found:
+        inner = resolve_variables({name: given.get(name, value) for name, value in own.items()}, scope, source)
+        options = substitute(step.options, inner, f"{source}, {step.name}")
+        options, said = normalise_options(step.name, step.phase, options)
+        steps.append(replace(step, options=options))
+        notes.extend(f"{step.name}: {line}" for line in said)
     return Recipe(tuple(steps), tuple(dict.fromkeys(notes)))
 
 
@@ -108,20 +104,27 @@ def dump_recipe(recipe: Recipe, header: str = "") -> str:
     return comments + write_document(document)
 
 
-def _stage(step: Step) -> tuple[str, str]:
-    """Find the stage of a step and its run_type: none where the name of its list alone implies its phase."""
-    from sparsify.recipe_groups import RUN_TYPES, implied_phase
+def implied_phase(group: str) -> str:
+    """Return the phase that a group's name states."""
+    return "post-training" if "post_training" in group else ""
 
+
+def group_name(key: str) -> str:
+    """Return a group's name, which contains `modifiers` and no slash."""
+    name = key.replace("/", "_")
+    return name if "modifiers" in name else f"{name}_modifiers"
+
+
+def _stage(step: Step) -> tuple[str, str]:
+    """Name a step's stage and run_type; neither is needed where the name of its list implies its phase."""
     stage, name = step.group.rpartition("/")[0], _list_name(step)
-    if step.phase == implied_phase(name):
-        return stage, ""
+    if not stage and step.phase == implied_phase(name):
+        return "", ""
     run_type = next((word for word, phase in RUN_TYPES.items() if phase == step.phase), "")
     return stage or name.removesuffix("modifiers").removesuffix("_") + "_stage", run_type
 
 
 def _list_name(step: Step) -> str:
-    from sparsify.recipe_groups import group_name
-
     default = "post_training" if step.phase == "post-training" else "modifiers"
     return group_name(step.group.rpartition("/")[2] or default)
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import yaml  # noqa: TID253 - this module is loaded only once a recipe is read or written
 
 from sparsify.errors import RequestError
 
-_TAG = "tag:yaml.org,2002:"
 _CHARACTERS = 2_000_000
 _NODES = 100_000  # after aliases are expanded; the largest recipe in the field has about 4,000
 _DEPTH = 50
 _FRONT_MATTER = re.compile(r"^(?:---|\+\+\+)[ \t]*\r?\n(.*?)^(?:---|\+\+\+)[ \t]*\r?$", re.MULTILINE | re.DOTALL)
 _COMMENTS = re.compile(r"(?:\s|<!--.*?-->|^#.*$)*", re.MULTILINE | re.DOTALL)
 _FRAMEWORK = re.compile(r"^(?:pytorch|keras|tensorflow_v1)\.")
-_INT = re.compile(r"[-+]?(?:[0-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+)$")
-_FLOAT = re.compile(
-    r"[-+]?(?:(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
+_NUMBER = re.compile(
+    r"[-+]?(?:0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+|(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
+    r"|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
 )
 
 _FIXES = {  # by words of PyYAML's messages
@@ -42,10 +40,10 @@ class Tagged:
     options: Mapping[Any, Any]
 
 
-def front_matter(text: str, *, anywhere: bool) -> str | None:
-    """Return the block between the first two lines of `---` or `+++`, which only comments precede unless `anywhere`."""
+def front_matter(text: str, *, anywhere: bool) -> str:
+    """Return what stands between the first two lines of `---` or `+++`, after comments only unless `anywhere`."""
     found = _FRONT_MATTER.search(text)
-    return found[1] if found and (anywhere or _COMMENTS.fullmatch(text, 0, found.start())) else None
+    return found[1] if found and (anywhere or _COMMENTS.fullmatch(text, 0, found.start())) else ""
 
 
 def read_document(text: str, overrides: Mapping[str, Any], source: str) -> Any:
@@ -66,11 +64,21 @@ def read_document(text: str, overrides: Mapping[str, Any], source: str) -> Any:
         problem = f"{source}, line {line}: character {chr(error.character)!r} is not allowed in YAML"
         raise RequestError(problem, fix="remove it, and save as UTF-8 text") from error
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{source}, line {mark.line + 1}" if mark else source
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
         said = f"{error.problem} {error.context}"
         fix = next(fix for words, fix in _FIXES.items() if words in said)
-        raise RequestError(f"{where}: {error.problem or error.context}", fix=fix) from error
+        raise RequestError(f"{source}, line {line}: {error.problem}", fix=fix) from error
+
+
+def read_number(value: Any) -> Any:
+    """Turn numeric text into a number, as `--recipe-args` promises; anything else stays what it is."""
+    if not isinstance(value, str) or not _NUMBER.match(value):
+        return value
+    digits = value.replace("_", "").lower()
+    try:
+        return int(digits, 0 if digits.lstrip("+-")[1:2] in ("x", "o", "b") else 10)  # 010 is ten
+    except ValueError:
+        return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
 
 
 def write_document(document: Mapping[str, Any]) -> str:
@@ -100,27 +108,26 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self.source = source
         self.variables = {name: value for name, value in overrides.items() if "modifiers" not in name}
-        self.depth = 0
-        self.extents: dict[yaml.Node, tuple[int, int]] = {}  # values and depth below each node, aliases expanded
         self.replaced: dict[yaml.Node, Any] = {}
+        self.open: list[yaml.Node | None] = []  # the node being composed stands in these
+        self.extents: dict[yaml.Node | None, tuple[int, int]] = {}  # values and depth of a node, aliases expanded
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Refuse alias bombs and values that contain themselves: PyYAML shares aliased nodes, their readers do not."""
-        self.depth += 1
-        if self.depth > _DEPTH:
+        self.open.append(parent)
+        if len(self.open) > _DEPTH:
             raise _refusal(f"values are nested more than {_DEPTH} deep", self.get_mark())
         is_alias = self.check_event(yaml.AliasEvent)
         node: Any = super().compose_node(parent, index)
-        self.depth -= 1
-        if is_alias and node not in self.extents:
+        if node in self.open:
             raise _too_large(self.source, f"a value that contains itself (line {node.start_mark.line + 1})")
-        if not is_alias:
-            inner = [self.extents[child] for child in _children(node)]
-            size, depth = 1 + sum(size for size, _ in inner), 1 + max((depth for _, depth in inner), default=0)
-            if size > _NODES or depth > _DEPTH:
-                raise _too_large(self.source, f"{size:,} values nested {depth} deep")
-            self.extents[node] = size, depth
-        if self.depth == 1 and isinstance(index, yaml.ScalarNode) and index.value in self.variables:
+        self.open.pop()
+        size, depth = self.extents.get(node, (1, 1))
+        if size > _NODES or depth > _DEPTH:
+            raise _too_large(self.source, f"{size:,} values nested {depth} deep")
+        beside, below = self.extents.get(parent, (1, 1))
+        self.extents[parent] = beside + size, max(below, depth + 1)
+        if len(self.open) == 1 and isinstance(index, yaml.ScalarNode) and index.value in self.variables:
             node = copy.copy(node) if is_alias else node  # of an alias only this use, of an anchor all its aliases
             self.replaced[node] = self.variables[index.value]
         return node
@@ -136,12 +143,6 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _children(node: yaml.Node) -> Iterable[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        return chain(*node.value)
-    return node.value if isinstance(node, yaml.SequenceNode) else ()
-
-
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[tuple[str, str]] = set()
     for key, _ in node.value:
@@ -153,13 +154,10 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
     return loader.construct_mapping(node, deep=True)
 
 
-def _construct_number(loader: _Loader, node: yaml.ScalarNode) -> int | float:
-    digits = node.value.replace("_", "").lower()
-    if len(digits) > 300:
+def _construct_number(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    if len(node.value) > 300:
         raise _refusal("number has more than 300 digits", node.start_mark)
-    if node.tag == _TAG + "float":
-        return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
-    return int(digits, 0 if digits.lstrip("+-")[1:2] in ("x", "o", "b") else 10)  # 010 is ten
+    return read_number(node.value)
 
 
 def _construct_tagged(loader: _Loader, suffix: str, node: yaml.Node) -> Tagged:
@@ -172,10 +170,8 @@ def _construct_tagged(loader: _Loader, suffix: str, node: yaml.Node) -> Tagged:
 
 
 for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(_TAG + "int", _INT, list("-+0123456789"))
-    _kind.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+0123456789."))
-_Loader.add_constructor(_TAG + "map", _construct_mapping)
-_Loader.add_constructor(_TAG + "int", _construct_number)
-_Loader.add_constructor(_TAG + "float", _construct_number)
+    _kind.add_implicit_resolver("!number", _NUMBER, list("-+0123456789."))
+_Loader.add_constructor("!number", _construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 _Loader.add_multi_constructor("!", _construct_tagged)
 _Dumper.add_representer(Tagged, lambda dumper, item: dumper.represent_mapping(f"!{item.name}", item.options))

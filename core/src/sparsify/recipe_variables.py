@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from sparsify.arithmetic import evaluate, referenced_names
 from sparsify.errors import RequestError
 from sparsify.known_modifiers import nearest
-from sparsify.recipe_groups import Block
 from sparsify.recipe_text import Tagged
 
 _EVAL = re.compile(r"\s*eval\((.*)\)\s*", re.DOTALL)
-_NUMERIC = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*")
 
 
-def read_override(value: Any) -> Any:
-    """Turn numeric text into a number, as `--recipe-args` promises."""
-    if isinstance(value, str) and _NUMERIC.fullmatch(value):
-        return int(value) if value.strip().lstrip("+-").isdigit() else float(value)
-    return value
-
-
-def check_overrides(
-    given: Mapping[str, Any], document: object, variables: Mapping[str, Any], blocks: Sequence[Block], source: str
-) -> None:
-    """Raise RequestError for an override that no variable, stage or eval(...) of the recipe knows."""
-    names = {*variables, *(name for block in blocks for name in block.variables), *_references(document)}
-    for name in given.keys() - names:
-        fix = nearest(name, names, f"use one of: {', '.join(sorted(names)) or 'it defines none'}")
-        raise RequestError(f"{source} has no variable '{name}' for --recipe-args to replace", fix=fix)
+def check_overrides(given: Collection[str], defined: Collection[str], document: object, source: str) -> None:
+    """Raise RequestError for an override that the recipe neither defines nor reads in any eval(...)."""
+    names = {*defined, *_references(document)}
+    for name in given:
+        if name not in names:
+            fix = nearest(name, names, f"use one of: {', '.join(sorted(names)) or 'it defines none'}")
+            raise RequestError(f"{source} has no variable '{name}' for --recipe-args to replace", fix=fix)
 
 
 def _references(value: object) -> frozenset[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import keyword
 import re
-import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,14 +12,15 @@ from string import Template
 from sparsify.errors import RequestError
 
 TEMPLATES = Path(__file__).parent / "templates"
-# kind: the implementation's module, and what the package depends on besides sparsify-core
-KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "use-case": ("task", ("sparsify-plugin-npz>=0.1",)),
-    "dataset": ("rows", ("numpy>=1.26",)),
-    "modifier": ("clipping", ("numpy>=1.26", "onnx>=1.17", "pydantic>=2.10")),
-    "runtime": ("session", ("onnx>=1.17",)),
-    "evaluator": ("metric", ("numpy>=1.26",)),
-    "command": ("command", ("typer>=0.27",)),
+PLACES = {"pyproject.toml": ".", "README.md": ".", "test_plugin.py": "tests"}  # of files outside the package
+# kind of plugin: what its package depends on besides sparsify-core
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "use-case": ("sparsify-plugin-npz>=0.1",),
+    "dataset": ("numpy>=1.26",),
+    "modifier": ("numpy>=1.26", "onnx>=1.17", "pydantic>=2.10"),
+    "runtime": ("onnx>=1.17",),
+    "evaluator": ("numpy>=1.26",),
+    "command": ("typer>=0.27",),
 }
 
 
@@ -31,28 +31,20 @@ def write_plugin(name: str, kind: str, folder: Path) -> list[Path]:
         raise RequestError(f"there is no kind of plugin '{kind}'", fix=f"use one of: {', '.join(KINDS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RequestError(f"{folder} is not an empty folder", fix="give --output a folder that is new or empty")
-    module, dependencies = KINDS[kind]
     words = {
         "name": name,
         "package": package,
         "title": "".join(part.capitalize() for part in name.removesuffix("-modifier").split("-")),
         "kind": kind.replace("-", " "),
-        "module": module,
-        "dependencies": ", ".join(f'"{one}"' for one in ("sparsify-core>=0.1", *dependencies)),
+        "dependencies": ", ".join(f'"{one}"' for one in ("sparsify-core>=0.1", *KINDS[kind])),
     }
-    files = {
-        "pyproject.toml": "package/pyproject.toml",
-        "README.md": "package/README.md",
-        f"src/{package}/__init__.py": "package/__init__.py",
-        f"src/{package}/plugin.py": f"{kind}/plugin.py",
-        f"src/{package}/{module}.py": f"{kind}/{module}.py",
-        "tests/test_plugin.py": f"{kind}/test_plugin.py",
-    }
-    for path, template in files.items():
-        text = (TEMPLATES / f"{template}.txt").read_text(encoding="utf-8")
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(Template(text).substitute(words), encoding="utf-8")
-    return [folder / path for path in files]
+    written = []
+    for template in (*(TEMPLATES / "package").iterdir(), *(TEMPLATES / kind).iterdir()):
+        file = folder / PLACES.get(template.stem, f"src/{package}") / template.stem
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(Template(template.read_text(encoding="utf-8")).substitute(words), encoding="utf-8")
+        written.append(file)
+    return sorted(written)
 
 
 def package_of(name: str) -> str:
@@ -61,7 +53,7 @@ def package_of(name: str) -> str:
         fix = "use lower-case letters, digits and single hyphens, such as my-plugin"
         raise RequestError(f"'{name}' cannot name a plugin", fix=fix)
     package = name.replace("-", "_")
-    if keyword.iskeyword(package) or package in sys.stdlib_module_names or find_spec(package) is not None:
+    if keyword.iskeyword(package) or find_spec(package) is not None:
         problem = f"'{name}' would hide the module '{package}' that Python already has"
         raise RequestError(problem, fix=f"use another name: {name}-plugin")
     return package

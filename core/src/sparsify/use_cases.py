@@ -85,14 +85,10 @@ def _custom(name: str, plugins: Plugins, kind: str) -> UseCaseChoice:
 def _not_installed(canonical: str) -> MissingLibraryError | RequestError:
     distribution = known_use_cases()[canonical].distribution
     if not distribution:
-        return RequestError(
-            f"use case '{canonical}' means LLM fine-tuning, which Sparsify does not do",
-            fix="use llm-compressor for LLMs, or a use case of `sparsify use-cases`",
-        )
-    return MissingLibraryError(
-        f"use case '{canonical}' needs {distribution}, not installed here",
-        fix=f"pip install {distribution}; with NPZ data and no plugin, use --use-case custom:{canonical}",
-    )
+        problem = f"use case '{canonical}' means LLM fine-tuning, which Sparsify does not do"
+        return RequestError(problem, fix="use llm-compressor for LLMs, or a use case of `sparsify use-cases`")
+    fix = f"pip install {distribution}; with NPZ data and no plugin, use --use-case custom:{canonical}"
+    return MissingLibraryError(f"use case '{canonical}' needs {distribution}, not installed here", fix=fix)
 
 
 def _near(squashed: str, table: Mapping[str, str]) -> str | None:

@@ -73,10 +73,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except TyperException as error:
         _fail(_usage(error), ExitCode.REQUEST, debug)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("error: interrupted\nfix: run the same command with --resume to go on", ExitCode.INTERRUPTED, debug)
+        code = ExitCode.INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.OK)
+    if code == ExitCode.INTERRUPTED:  # typer itself turns Ctrl-C into this code
+        _fail("error: interrupted\nfix: run the same command with --resume to go on", code, debug)
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
 

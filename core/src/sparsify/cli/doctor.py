@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
@@ -16,7 +15,7 @@ import typer
 from sparsify.errors import ExitCode
 from sparsify.plugins import Plugins, install_command, load_plugins, missing
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 # variants that install the same import package and overwrite each other's files
 CLASHING = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-training")
@@ -47,13 +46,12 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
 
 def examine(plugins: Plugins) -> Iterator[Check]:
     """Look at Python, CPU, plugins, runtimes and clashing packages."""
-    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    yield Check("python", platform.python_version(), "" if supported else "use Python 3.11, 3.12 or 3.13")
+    yield Check("python", platform.python_version())
     yield Check("cpu", cpu_sentence(cpu_features()))
     for plugin in plugins.found:
-        state = "disabled" if plugin.disabled else plugin.error or "ok"
         fix = f"pip install --force-reinstall {plugin.distribution}, or uninstall it" if plugin.error else ""
-        yield Check(f"plugin {plugin.name}", f"{plugin.distribution} {plugin.version}, {state}", fix)
+        found = f"{plugin.distribution} {plugin.version}, {plugin.error or plugin.state}"
+        yield Check(f"plugin {plugin.name}", found, fix)
     runtimes = plugins.offers("runtimes")
     for offer in runtimes:
         absent = missing(offer.entry)

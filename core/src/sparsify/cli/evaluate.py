@@ -19,7 +19,7 @@ from sparsify.splits import held_out_split
 from sparsify.talk import Talk
 from sparsify.use_cases import resolve_use_case
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command()
@@ -42,12 +42,11 @@ def evaluate_deployment(
     metrics = find_metrics(load_target(choice.offer), eval_metric, plugins)
     if not found.has_targets:
         raise RequestError(f"--data: {request.path} has no labels to measure against", fix="give labelled data")
-    batch = next(iter(request.inputs[0].shape), None)
-    fixed = isinstance(batch, int)
-    progress = Talk(quiet=as_json).progress
+    first = next(iter(request.inputs[0].shape), None)
+    batch = first if isinstance(first, int) else BATCH
     with closing(plugins.load("runtimes", runtime)(folder / "model.onnx", threads)) as session:
-        size = batch if fixed else BATCH
-        result = evaluate(session, held_out_split(found), metrics, batch_size=size, pad=fixed, progress=progress)
+        progress = Talk(quiet=as_json).progress
+        result = evaluate(session, held_out_split(found), metrics, batch_size=batch, pad=True, progress=progress)
     if as_json:
         shown = {"metrics": result.values, "intervals": result.intervals}
         typer.echo(json.dumps({"use_case": config["use_case"], "samples": result.samples, **shown}, indent=2))
@@ -64,10 +63,8 @@ def _request(folder: Path, config: dict[str, Any], data: Path, class_list: Path 
         tuple(TensorSpec(row["name"], row["dtype"], tuple(row["shape"])) for row in config[side])
         for side in ("inputs", "outputs")
     )
-    shipped = folder / "preprocess.json"
-    preprocess = _read(shipped) if shipped.is_file() else None
-    labels = tuple(config["labels"])
-    return DataRequest(data, inputs, outputs, preprocess=preprocess, class_list=class_list, labels=labels)
+    preprocess = _read(folder / "preprocess.json") if (folder / "preprocess.json").is_file() else None
+    return DataRequest(data, inputs, outputs, preprocess, class_list, labels=tuple(config["labels"]))
 
 
 def _read(path: Path) -> Any:

@@ -11,70 +11,66 @@ import typer
 
 from sparsify.conformance import check_plugin, named
 from sparsify.errors import ExitCode
+from sparsify.hooks import Entry
 from sparsify.plugins import Plugin, install_command, load_plugins, missing, singular
 from sparsify.scaffold import KINDS, write_plugin
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, explain, check or scaffold plugins.")
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def row(plugin: Plugin) -> dict[str, Any]:
     """Describe one plugin in plain data, importing nothing."""
-    entries = {
-        catalogue: [asdict(entry) | {"missing": missing(entry)} for entry in entries]
-        for catalogue, entries in plugin.entries.items()
-    }
-    state = "broken" if plugin.error else "disabled" if plugin.disabled else "ok"
-    return asdict(plugin) | {"state": state, "entries": entries}
+    entries = {catalogue: [_facts(entry) for entry in rows] for catalogue, rows in plugin.entries.items()}
+    return asdict(plugin) | {"state": plugin.state, "entries": entries}
+
+
+def _facts(entry: Entry) -> dict[str, Any]:
+    absent = missing(entry)
+    return asdict(entry) | {"missing": absent, "install": install_command(absent) if absent else ""}
 
 
 @app.command("list")
-def show_all(as_json: Json = False) -> None:
+def show_all(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """List plugins, what they offer, and why one is broken."""
-    rows = [row(plugin) for plugin in load_plugins().found]
+    found = load_plugins().found
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(json.dumps([row(plugin) for plugin in found], indent=2))
         return
     table = [("name", "distribution", "version", "state", "offers")]
-    table += [(*(item[name] for name in table[0][:4]), item["error"] or _offered(item["entries"])) for item in rows]
-    widths = [max(map(len, column)) for column in list(zip(*table, strict=True))[:4]]
+    table += [(one.name, one.distribution, one.version, one.state, one.error or _offered(one)) for one in found]
+    *widths, _ = (max(map(len, column)) for column in zip(*table, strict=True))
     for cells in table:
-        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
-        typer.secho("  ".join((*padded, cells[4])).rstrip(), fg="red" if cells[3] == "broken" else None)
+        line = "  ".join(map(str.ljust, cells, (*widths, 0))).rstrip()
+        typer.secho(line, fg="red" if cells[3] == "broken" else None)
 
 
-def _offered(entries: dict[str, list[dict[str, Any]]]) -> str:
+def _offered(plugin: Plugin) -> str:
     names = {
-        singular(catalogue) if len(rows) == 1 else catalogue.replace("_", " "): [entry["name"] for entry in rows]
-        for catalogue, rows in entries.items()
+        singular(catalogue) if len(entries) == 1 else catalogue.replace("_", " "): [entry.name for entry in entries]
+        for catalogue, entries in plugin.entries.items()
     }
     return "; ".join(f"{kind} {', '.join(listed)}" for kind, listed in names.items())
 
 
 @app.command()
-def info(name: Annotated[str, typer.Argument(help="plugin or distribution")], as_json: Json = False) -> None:
+def info(name: Annotated[str, typer.Argument(help="plugin or distribution")]) -> None:
     """Show a plugin's entries: target, formats, and what it takes to install what they need."""
-    rows = [row(plugin) for plugin in named(name, load_plugins())]
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    for item in rows:
-        typer.secho("{name} ({distribution} {version}, {module}): {state}".format(**item), bold=True)
-        if item["error"]:
-            typer.secho(f"  {item['error']}", fg="red")
-        for catalogue, entries in item["entries"].items():
+    for one in named(name, load_plugins()):
+        typer.secho(f"{one.name} ({one.distribution} {one.version}, {one.module}): {one.state}", bold=True)
+        if one.error:
+            typer.secho(f"  {one.error}", fg="red")
+        for catalogue, entries in one.entries.items():
             for entry in entries:
                 _show_entry(singular(catalogue), entry)
 
 
-def _show_entry(kind: str, entry: dict[str, Any]) -> None:
-    typer.echo(f"\n  {kind} {entry['name']}: {entry['summary']}")
-    shown = ("aliases", "target", "accepts", "returns", "metric", "phase", "requires", "missing")
-    facts = {label: entry[label] if isinstance(entry[label], str) else ", ".join(entry[label]) for label in shown}
-    facts["install"] = install_command(entry["missing"]) if entry["missing"] else ""
-    for label, value in facts.items():
+def _show_entry(kind: str, entry: Entry) -> None:
+    typer.echo(f"\n  {kind} {entry.name}: {entry.summary}")
+    facts = _facts(entry)
+    for label in ("aliases", "target", "accepts", "returns", "metric", "phase", "requires", "missing", "install"):
+        value = facts[label]
         if value:
-            typer.secho(f"    {label:9}{value}", fg="red" if label == "missing" else None)
+            typer.echo(f"    {label:9}{value if isinstance(value, str) else ', '.join(value)}")
 
 
 @app.command()

@@ -10,7 +10,7 @@ import typer
 from sparsify.plugins import Plugins, load_plugins
 from sparsify.use_cases import known_use_cases
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 def rows(plugins: Plugins) -> list[dict[str, Any]]:
@@ -39,13 +39,9 @@ def use_cases(as_json: Annotated[bool, typer.Option("--json", help="print JSON")
     if as_json:
         typer.echo(json.dumps(listed, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("use case", "aliases", "metric", "plugin", box=None)
-    table.columns[0].no_wrap = True
+    columns = "{:30}  {:9}  {:48}  {}".format
+    typer.echo(columns("use case", "metric", "plugin", "aliases"))
     for row in listed:
         plugin = row["plugin"] if row["installed"] else f"pip install {row['plugin']}"
-        table.add_row(row["name"], ", ".join(row["aliases"]), row["metric"], plugin)
-    Console().print(table)
+        typer.echo(columns(row["name"], row["metric"], plugin, ", ".join(row["aliases"])).rstrip())
     typer.echo("Any other name is a custom use case (NPZ data, one-shot only): custom:NAME")

@@ -19,7 +19,7 @@ from sparsify_onnx.loader import opset_of, read
 from sparsify_onnx.shapes import measure_shapes
 from sparsify_onnx.storage import file_sizes, model_files
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 PLAIN_WIDTH = 160  # of a table that goes into a file or a pipe
 
 

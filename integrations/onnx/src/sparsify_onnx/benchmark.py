@@ -38,7 +38,7 @@ PLAIN_WIDTH = 200  # of a table that goes into a file or a pipe
 Shapes = Mapping[str, tuple[int, ...]]
 Arrays = dict[str, NDArray[Any]]
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @dataclass(frozen=True)

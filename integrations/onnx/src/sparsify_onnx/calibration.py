@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from sparsify_onnx.sessions import ORT_ERRORS, open_model
 
 BATCH_BYTES = 128 << 20  # of exposed tensors held at once
 HESSIAN_BYTES = 256 << 20  # above it, a layer is rounded to nearest, and layers take turns
+WIDE = 2048  # inputs above which float32 must do
 HESSIAN_ROWS = 16384  # rows gathered for each layer
 FEW = 128  # samples that means and peaks are taken from
 Tensors = Mapping[str, NDArray[np.float32]]
@@ -39,7 +41,7 @@ class Statistics:
     """Hold what one pass found: a histogram by tensor, and Σ x xᵀ by layer as groups × inputs × inputs."""
 
     histograms: dict[str, Histogram]
-    hessians: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    hessians: dict[str, NDArray[Any]]
 
 
 def watch(
@@ -111,19 +113,22 @@ def measure_peaks(
 
 def measure(
     model: onnx.ModelProto, names: Sequence[str], layers: Sequence[WeightLayer], context: Context, shapes: Shapes
-) -> Statistics:
-    """Count every tensor's values, and gather the Hessian of every layer that is not too large for one."""
-    found = Statistics(dict.fromkeys(names, EMPTY))
-    turns = _turns(layers)
-    for turn, group in enumerate(turns or [[]]):
+) -> Iterator[Statistics]:
+    """Count every tensor's values, and gather the Hessian of every layer that is not too large for one.
+
+    Yields once a pass: all the histograms each time, and the Hessians of the layers whose turn it was.
+    """
+    histograms = dict.fromkeys(names, EMPTY)
+    for turn, group in enumerate(_turns(layers) or [[]]):
+        hessians: dict[str, NDArray[Any]] = {}
         counted = names if turn == 0 else []
         exposed = [*counted, *(name for layer in group for name in (layer.input, layer.output))]
         for moment in watch(model, exposed, context.calibration, context, shapes, "calibrating"):
             for name in counted:
-                found.histograms[name] = merge(found.histograms[name], count(moment.tensors[name]))
+                histograms[name] = merge(histograms[name], count(moment.tensors[name]))
             for layer in group:
-                _add_rows(found.hessians, layer, moment, context)
-    return found
+                _add_rows(hessians, layer, moment, context)
+        yield Statistics(histograms, hessians)
 
 
 def _turns(layers: Sequence[WeightLayer]) -> list[list[WeightLayer]]:
@@ -131,7 +136,7 @@ def _turns(layers: Sequence[WeightLayer]) -> list[list[WeightLayer]]:
     turns: list[list[WeightLayer]] = []
     room = 0
     for layer in layers:
-        size = 8 * layer.group * inputs(layer) ** 2
+        size = layer.group * inputs(layer) ** 2 * np.dtype(_precision(layer)).itemsize
         if size > HESSIAN_BYTES:
             continue
         if size > room:
@@ -142,15 +147,19 @@ def _turns(layers: Sequence[WeightLayer]) -> list[list[WeightLayer]]:
     return turns
 
 
-def _add_rows(hessians: dict[str, NDArray[np.float64]], layer: WeightLayer, moment: Moment, context: Context) -> None:
+def _precision(layer: WeightLayer) -> type[np.floating[Any]]:
+    return np.float32 if inputs(layer) > WIDE else np.float64
+
+
+def _add_rows(hessians: dict[str, NDArray[Any]], layer: WeightLayer, moment: Moment, context: Context) -> None:
     output = moment.tensors[layer.output]
     per_sample = rows_per_sample(layer, output, moment.samples)
     if not per_sample:
         return
     cap = max(-(-HESSIAN_ROWS // max(len(context.calibration), 1)), 1)
     rows = sample_rows(per_sample, moment.first, moment.samples, cap, context.seed)
-    gathered = np.ascontiguousarray(
-        np.swapaxes(input_rows(layer, moment.tensors[layer.input], output.shape, rows), 0, 1)
-    )
-    total = hessians.setdefault(layer.name, np.zeros((len(gathered), *(gathered.shape[2:] * 2))))
-    total += np.stack([group.T @ group for group in gathered])
+    gathered = np.swapaxes(input_rows(layer, moment.tensors[layer.input], output.shape, rows), 0, 1)
+    size = inputs(layer)
+    total = hessians.setdefault(layer.name, np.zeros((layer.group, size, size), dtype=_precision(layer)))
+    for group, found in enumerate(np.ascontiguousarray(gathered)):
+        total[group] += found.T @ found

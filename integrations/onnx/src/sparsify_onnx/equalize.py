@@ -14,8 +14,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from sparsify_onnx.graph import WeightLayer, attributes, channel_axis, initializers, reads, weight_layers
-from sparsify_onnx.graph import write_initializer
+from sparsify_onnx.graph import (
+    WeightLayer,
+    attributes,
+    channel_axis,
+    initializers,
+    reads,
+    weight_layers,
+    write_initializer,
+)
 
 HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool")
 FLATTENING = ("Flatten", "Reshape", "Squeeze")
@@ -59,7 +66,7 @@ class Channels:
             self.frozen.update(self.numbers.get(name, np.empty(0, np.intp)).tolist())
 
     def roots(self, name: str) -> Ids:
-        """Number a tensor's channels by what they are tied to."""
+        """Return for each channel of a tensor the number it is tied to."""
         return np.array([self.root(number) for number in self.numbers[name].tolist()], dtype=np.intp)
 
 
@@ -108,7 +115,7 @@ def _shared(model: onnx.ModelProto) -> set[str]:
 def _through(
     node: onnx.NodeProto, found: Channels, constants: Mapping[str, onnx.TensorProto], shapes: Shapes
 ) -> Ids | None:
-    """Number the channels a node puts out, or return None where it does not pass factors through."""
+    """Return the numbers of the channels a node puts out, or None where it does not pass factors through."""
     sources = [found.numbers.get(name) for name in node.input]
     first = sources[0] if sources else None
     facts = attributes(node)

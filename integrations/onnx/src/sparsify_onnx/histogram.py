@@ -1,4 +1,4 @@
-"""Count a tensor's values in one pass, in bounded memory, with a result that no order or batching of samples changes."""
+"""Count a tensor's values in one pass and bounded memory, alike for every order and batching of the samples."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 HALF = 4096  # bins on each side of zero: 8 to 16 of them make one step of an 8-bit grid
-LOWEST = -40  # values below 2^-40 count as zero
+ZERO = HALF - 1  # the place of the bin around zero
+LOWEST = -40  # a range no smaller than ±2^-40 is told from zero
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Count values in 2·HALF equal bins over [-2^exponent, 2^exponent).
+    """Count values over (-2^exponent, 2^exponent), cut off towards zero to multiples of a width.
 
-    Bins of one exponent are pairs of bins of the exponent below, so that histograms merge exactly, whichever range
-    each was counted in.
+    Twice the width merges neighbours exactly, whichever range each value was counted in. The bin around zero is two
+    widths wide.
     """
 
     exponent: int
@@ -30,21 +31,22 @@ class Histogram:
     @property
     def centers(self) -> NDArray[np.float64]:
         """Return the middle of each bin."""
-        return (np.arange(-HALF, HALF) + 0.5) * self.width
+        return np.asarray((STEPS + 0.5 * np.sign(STEPS)) * self.width, dtype=np.float64)
 
     @property
     def bounds(self) -> tuple[float, float]:
         """Return the outer edges of the bins that hold values, widened to hold zero."""
         held = np.flatnonzero(self.counts)
-        if not held.size:
-            return 0.0, 0.0
-        low, high = int(held[0]) - HALF, int(held[-1]) + 1 - HALF
-        if self.exponent == LOWEST and (low, high) == (0, 1):
-            return 0.0, 0.0  # nothing but zeros
-        return min(low, 0) * self.width, max(high, 0) * self.width
+        return self.edges(int(held[0]), int(held[-1])) if held.size else (0.0, 0.0)
+
+    def edges(self, first: int, last: int) -> tuple[float, float]:
+        """Return the outer edges of two bins, widened to hold zero."""
+        low, high = first - ZERO, last - ZERO
+        return (low - 1) * self.width if low < 0 else 0.0, (high + 1) * self.width if high > 0 else 0.0
 
 
-EMPTY = Histogram(LOWEST, np.zeros(2 * HALF, dtype=np.int64))
+STEPS = np.arange(-ZERO, HALF)
+EMPTY = Histogram(LOWEST, np.zeros(len(STEPS), dtype=np.int64))
 
 
 def count(values: NDArray[np.float32]) -> Histogram:
@@ -52,15 +54,11 @@ def count(values: NDArray[np.float32]) -> Histogram:
     flat = values.reshape(-1)
     if not flat.size:
         return EMPTY
-    exponent = _exponent(max(abs(float(flat.min())), abs(float(flat.max()))))
+    largest = max(abs(float(flat.min())), abs(float(flat.max())))
+    exponent = max(int(np.frexp(largest)[1]), LOWEST)
     # a power of two scales exactly, so that a value's bin does not depend on the range it was counted in
-    places = np.floor(flat * np.float32(np.ldexp(HALF, -exponent))).astype(np.int32)
-    np.clip(places, -HALF, HALF - 1, out=places)
-    return Histogram(exponent, np.bincount(places + HALF, minlength=2 * HALF).astype(np.int64))
-
-
-def _exponent(largest: float) -> int:
-    return max(int(np.frexp(largest)[1]), LOWEST)
+    places = (flat * np.float32(np.ldexp(HALF, -exponent))).astype(np.int32)
+    return Histogram(exponent, np.bincount(places + ZERO, minlength=len(STEPS)).astype(np.int64))
 
 
 def merge(left: Histogram, right: Histogram) -> Histogram:
@@ -70,10 +68,9 @@ def merge(left: Histogram, right: Histogram) -> Histogram:
 
 
 def _widen(histogram: Histogram, exponent: int) -> NDArray[np.int64]:
-    steps = min(exponent - histogram.exponent, HALF.bit_length() - 1)
-    if not steps:
+    doublings = exponent - histogram.exponent
+    if not doublings:
         return histogram.counts
-    inner = HALF >> steps
-    counts = np.zeros(2 * HALF, dtype=np.int64)
-    counts[HALF - inner : HALF + inner] = histogram.counts.reshape(2 * inner, -1).sum(axis=1)
-    return counts
+    places = np.trunc(np.ldexp(STEPS.astype(np.float64), -doublings)).astype(np.int64)
+    counts = np.bincount(places + ZERO, weights=histogram.counts, minlength=len(STEPS))
+    return np.asarray(counts, dtype=np.int64)

@@ -54,10 +54,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Pruned:
-    """Report one layer: its share of zeros, and its outputs' SQNR in dB where they were measured."""
+    """Report one layer: its share of zeros, its output's SQNR in dB, and its inputs that were zero on all samples."""
 
     sparsity: float
     sqnr_db: float | None = None
+    dead: int = 0
 
     def facts(self) -> dict[str, float]:
         """Give what is known as a mapping."""
@@ -112,10 +113,10 @@ def prune_level(stream: Stream, level: Sequence[WeightLayer], options: Options) 
     for layer in level:
         kept = saved[layer.name]
         if kept is None:
-            kept = _solve(stream.compressed, layer, matrices[layer.name], gathered.pop(layer.name), options, context)
+            kept = _solve(stream.compressed, layer, matrices[layer.name], gathered.pop(layer.name), options)
             context.checkpoint.save(layer.name, kept)
         write_affine(stream.compressed, layer, kept["weight"], kept["bias"] if options.refit else None)
-        yield layer, Pruned(sparsity_of(kept["weight"]), kept["sqnr_db"].item())
+        yield layer, Pruned(sparsity_of(kept["weight"]), kept["sqnr_db"].item(), kept["dead"].item())
 
 
 def finite_matrix(model: onnx.ModelProto, layer: WeightLayer) -> Floats:
@@ -130,7 +131,7 @@ def finite_matrix(model: onnx.ModelProto, layer: WeightLayer) -> Floats:
 
 def sparsity_of(matrix: Floats) -> float:
     """Return zeros ÷ weights."""
-    return 1 - np.count_nonzero(matrix) / matrix.size
+    return 1 - int(np.count_nonzero(matrix)) / matrix.size
 
 
 def layer_pattern(layer: WeightLayer, structure: Structure) -> Pattern:
@@ -175,9 +176,7 @@ def _solve(
     original: Floats,
     statistics: Statistics,
     options: Options,
-    context: Context,
 ) -> dict[str, NDArray[Any]]:
-    _note_dead(layer, statistics, context)
     weights, bias = original.astype(np.float64), read_bias(model, layer).astype(np.float64)
     pattern, free = layer_pattern(layer, options.structure), takes_bias(model, layer)
     slices = group_slices(layer, options.structure.zeros(options.sparsity, weights.size))
@@ -194,11 +193,9 @@ def _solve(
             weights[rows] = sparsegpt(problem, pattern, zeros, fixed, options.block_size)[0]
     shape = (layer.group, outputs(layer) // layer.group, -1)
     ratio = signal_to_noise(statistics, weights.reshape(shape), bias.reshape(shape[:2]))
-    return {"weight": weights.astype(np.float32), "bias": bias.astype(np.float32), "sqnr_db": np.array(ratio)}
+    found = {"weight": weights.astype(np.float32), "bias": bias.astype(np.float32)}
+    return {**found, "sqnr_db": np.array(ratio), "dead": np.array(_dead_inputs(statistics))}
 
 
-def _note_dead(layer: WeightLayer, statistics: Statistics, context: Context) -> None:
-    dead = int(np.count_nonzero(np.diagonal(statistics.gram, axis1=1, axis2=2)[:, :-1] == 0))
-    total = layer.group * inputs(layer)
-    if dead:
-        context.note(f"{layer.name}: {dead} of {total} inputs are zero on every calibration sample; they go first")
+def _dead_inputs(statistics: Statistics) -> int:
+    return int(np.count_nonzero(np.diagonal(statistics.gram, axis1=1, axis2=2)[:, :-1] == 0))

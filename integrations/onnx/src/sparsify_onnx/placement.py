@@ -35,9 +35,10 @@ EVERYTHING = (-np.inf, np.inf)
 class Placement:
     """Say what is written in INT8.
 
-    nodes: every node that ONNX Runtime's writer is told to quantize. tensors: activations with a grid of their own, in
-    graph order. same: activations that take the grid of another, by name. absorbed: outputs of layers that a Relu or
-    Clip follows, which the rounding replaces. reasons: `int8`, or why not, for each weighted node.
+    nodes: every node that ONNX Runtime's writer is told to quantize. tensors: activations with a grid of their own.
+    same: activations that take the grid of another, by name. absorbed: outputs of layers that a Relu or Clip follows,
+    which the rounding replaces. forced: those of `tensors` that the writer must be told of. reasons: `int8`, or why
+    not, for each weighted node.
     """
 
     layers: tuple[WeightLayer, ...]
@@ -45,6 +46,7 @@ class Placement:
     tensors: tuple[str, ...]
     same: Mapping[str, str]
     absorbed: tuple[str, ...]
+    forced: tuple[str, ...]
     reasons: Mapping[str, str]
 
     def grid_of(self, tensor: str) -> str:
@@ -79,12 +81,15 @@ def place(model: onnx.ModelProto, ignored: Collection[str] = ()) -> Placement:
     same |= _joined(graph, chosen, same)
     names = [name for node in graph.nodes if node.name in chosen for name in _rounded(node, graph)]
     rounded = [name for name in dict.fromkeys(names) if name not in absorbed]
+    forced = [name for name in _clipped(graph, chosen) if name not in rounded]
+    rounded += forced
     return Placement(
         layers=tuple(layer for name, layer in layers.items() if name in chosen),
         nodes=tuple(node.name for node in graph.nodes if node.name in chosen),
         tensors=tuple(name for name in rounded if name not in same),
         same={name: same[name] for name in rounded if name in same},
         absorbed=tuple(sorted(absorbed)),
+        forced=tuple(forced),
         reasons={name: reason or "int8" for name, reason in reasons.items()},
     )
 
@@ -152,8 +157,10 @@ def _follows(node: onnx.NodeProto, integer: Collection[str], graph: _Graph) -> b
     if node.op_type in JOINING:
         moving = [name for name in node.input if name not in graph.constants]
         return any(name in integer for name in moving) and _constants_are_floats(node, graph)
-    if not node.input or node.input[0] not in integer:
+    if not node.input or node.input[0] not in integer or node.domain not in ("", "ai.onnx"):
         return False
+    if node.op_type == "MaxPool" and len(node.output) > 1:
+        return False  # its indices are no activation
     if node.op_type == "Relu":
         return _clips_here(node, graph)
     if node.op_type == "Clip":
@@ -162,7 +169,7 @@ def _follows(node: onnx.NodeProto, integer: Collection[str], graph: _Graph) -> b
     if node.op_type == "AveragePool":
         return int(np.prod(attributes(node)["kernel_shape"])) <= AVERAGED
     if node.op_type == "Resize":
-        return attributes(node).get("mode", b"nearest") == b"nearest"
+        return bool(attributes(node).get("mode", b"nearest") == b"nearest")
     return node.op_type in MOVING or node.op_type in MIXING
 
 
@@ -218,6 +225,19 @@ def _joined(graph: _Graph, chosen: Collection[str], moved: Mapping[str, str]) ->
         if len(bounds) == 1 and len(set(sources)) == len(sources):
             shared |= {name: node.output[0] for name in sources if name}
     return shared
+
+
+def _clipped(graph: _Graph, chosen: Collection[str]) -> list[str]:
+    """List outputs of a Relu or Clip after Gemm or MatMul: unrounded, ONNX Runtime runs both in float."""
+    return [
+        node.output[0]
+        for node in graph.nodes
+        if node.op_type in CLIPPING
+        and (maker := graph.makers.get(node.input[0])) is not None
+        and maker.op_type in ("Gemm", "MatMul")
+        and maker.name in chosen
+        and _absorbs(node, graph)
+    ]
 
 
 def _source(name: str, reader: str, graph: _Graph, moved: Mapping[str, str]) -> str | None:

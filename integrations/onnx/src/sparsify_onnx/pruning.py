@@ -110,6 +110,12 @@ class SparseGPTModifier(BaseModel):
                 for layer, outcome in prune_level(stream, level, options):
                     found[layer.name] = outcome
                     advance()
+        dead = {name: outcome.dead for name, outcome in found.items() if outcome.dead}
+        if dead:
+            context.note(
+                f"{sum(dead.values())} inputs of {len(dead)} layers are zero on every calibration sample, "
+                f"most of them in {max(dead, key=lambda name: dead[name])}: their weights went first"
+            )
         return _result(model, pruned, found)
 
 

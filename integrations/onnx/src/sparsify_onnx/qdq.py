@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,12 @@ from onnxruntime.quantization.calibrate import TensorData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from sparsify import StageError
 
-from sparsify_onnx.graph import WeightLayer, initializers, producers, write_initializer
+from sparsify_onnx.graph import WeightLayer, attributes, initializers, producers, write_initializer
 from sparsify_onnx.placement import JOINING, Placement
 from sparsify_onnx.ranges import Grid, grid
 from sparsify_onnx.rounding import Floats, Integers
 
+INPUT_SUFFIX = "_QuantizeLinear_Input"  # what the writer appends where it renames a graph output's maker
 INT32 = np.iinfo(np.int32)
 INFERRED = ("onnx.infer", "onnxruntime.quant")  # tells the writer not to infer shapes by way of a file
 OPTIONS = {
@@ -98,6 +98,8 @@ def _quantizer(
         sorted({node.op_type for node in model.graph.node if node.name in set(placement.nodes)}),
         {**OPTIONS, "TensorQuantOverrides": overrides},
     )
+    for name in placement.forced:
+        quantizer.quantize_activation_tensor(name)
     written: onnx.ModelProto = quantizer.quantize_model()
     quantizer.model.topological_sort()
     del written.graph.value_info[before:]
@@ -167,33 +169,38 @@ def _verify(
     """Read every integer, scale and zero point back from the written model."""
     held, makers = initializers(model), producers(model)
     nodes = {node.name: node for node in model.graph.node}
-
-    def read(name: str) -> NDArray[Any]:
-        return numpy_helper.to_array(held[name])
-
-    rounded = {}
-    for node in model.graph.node:
-        if node.op_type == "QuantizeLinear":
-            rounded[node.input[0].removesuffix("_QuantizeLinear_Input")] = node
-    expected = {*placement.tensors, *placement.same}
-    if rounded.keys() != expected:
-        raise _differs("the rounded tensors", ", ".join(sorted(rounded.keys() ^ expected)))
-    for name, node in rounded.items():
+    rounded = {
+        node.input[0].removesuffix(INPUT_SUFFIX): [numpy_helper.to_array(held[name]) for name in node.input[1:]]
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+    odd = rounded.keys() ^ {*placement.tensors, *placement.same}
+    if odd:
+        raise _differs("the rounding of tensor", min(odd))
+    for name, (scale, zero_point) in rounded.items():
         cell = grids[placement.grid_of(name)]
-        if read(node.input[1]) != cell.scale or read(node.input[2]) != cell.zero_point:
+        if scale != cell.scale or zero_point != cell.zero_point:
             raise _differs("the grid of tensor", name)
     for layer in placement.layers:
-        node, weight = nodes[layer.name], weights[layer.weight]
-        maker = makers.get(node.input[1])
-        if maker is None or maker.op_type != "DequantizeLinear":
+        node, weight, bias = nodes[layer.name], weights[layer.weight], biases[layer.name]
+        if not _same_weight(makers.get(node.input[1]), weight, held):
             raise _differs("the weight of layer", layer.name)
-        values, scales, zeros = (read(name) for name in maker.input)
-        same = np.array_equal(values, weight.integers) and np.array_equal(scales, weight.scales) and not zeros.any()
-        if not same or onnx.helper.get_node_attr_value(maker, "axis") != weight.axis:
-            raise _differs("the weight of layer", layer.name)
-        integers = biases[layer.name]
-        if integers is not None and not np.array_equal(read(makers[node.input[2]].input[0]), integers):
+        if bias is not None and not np.array_equal(
+            numpy_helper.to_array(held[makers[node.input[2]].input[0]]).astype(np.float64), bias
+        ):
             raise _differs("the bias of layer", layer.name)
+
+
+def _same_weight(node: onnx.NodeProto | None, weight: Weight, held: Mapping[str, TensorProto]) -> bool:
+    if node is None or node.op_type != "DequantizeLinear":
+        return False
+    values, scales, zero_points = (numpy_helper.to_array(held[name]) for name in node.input)
+    return bool(
+        np.array_equal(values, weight.integers)
+        and np.array_equal(scales, weight.scales)
+        and not zero_points.any()
+        and attributes(node).get("axis", 1) == weight.axis
+    )
 
 
 def _differs(what: str, which: str) -> StageError:

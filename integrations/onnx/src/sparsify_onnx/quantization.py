@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sparsify import Context, Model, RequestError
 
 from sparsify_onnx.affine import read_bias, write_affine
-from sparsify_onnx.calibration import Shapes, Statistics, measure, measure_peaks
+from sparsify_onnx.calibration import Shapes, measure, measure_peaks
 from sparsify_onnx.columns import column_order
 from sparsify_onnx.correction import measure_shifts
 from sparsify_onnx.equalize import equalize, find_channels
-from sparsify_onnx.graph import Floats, channel_axis, from_matrix, initializers, to_matrix
+from sparsify_onnx.graph import Floats, WeightLayer, channel_axis, from_matrix, initializers, to_matrix
 from sparsify_onnx.placement import Placement, place
 from sparsify_onnx.preparation import ignored_nodes, own_constants, refuse_opset
 from sparsify_onnx.qdq import Weight, write_qdq
 from sparsify_onnx.ranges import Grid, choose_range, grid
-from sparsify_onnx.rounding import bias_floor, channel_scales, round_nearest, round_with_feedback
+from sparsify_onnx.rounding import Method, bias_floor, channel_scales, round_nearest, round_with_feedback
 from sparsify_onnx.solution import Solution, fingerprint, pack, unpack
 from sparsify_onnx.targets import as_names
 
@@ -92,12 +94,16 @@ def _solve(
 ) -> Solution:
     """Equalize, measure ranges and Hessians, round weights, and correct biases; changes the float model in place."""
     divided = _equalize(model, placement, context, shapes) if options.equalize else {}
-    statistics = measure(model, placement.tensors, placement.layers if options.feedback else (), context, shapes)
-    grids = {
-        name: grid(choose_range(histogram, options.ranges, options.percentile))
-        for name, histogram in statistics.histograms.items()
-    }
-    weights = _round(model, placement, grids, statistics, options)
+    weights: dict[str, Weight] = {}
+    grids: dict[str, Grid] = {}
+    layers = placement.layers if options.feedback else ()
+    for statistics in measure(model, placement.tensors, layers, context, shapes):
+        if not grids:
+            ranges = partial(choose_range, method=options.ranges, percentile=options.percentile)
+            grids = {name: grid(ranges(histogram)) for name, histogram in statistics.histograms.items()}
+        due = [layer for layer in layers if layer.name in statistics.hessians]
+        _round(model, placement, due, grids, options.weight_scale, statistics.hessians, weights)
+    _round(model, placement, placement.layers, grids, options.weight_scale, {}, weights)
     biases = _biases(model, placement)
     if options.bias_correction:
         draft = onnx.ModelProto()
@@ -118,30 +124,31 @@ def _equalize(model: onnx.ModelProto, placement: Placement, context: Context, sh
 def _round(
     model: onnx.ModelProto,
     placement: Placement,
+    due: Iterable[WeightLayer],
     grids: Mapping[str, Grid],
-    statistics: Statistics,
-    options: QuantizationModifier,
-) -> dict[str, Weight]:
+    method: Method,
+    hessians: Mapping[str, NDArray[Any]],
+    weights: dict[str, Weight],
+) -> None:
+    """Round the layers due into `weights`: with feedback where there is a Hessian and no other layer shares them."""
     held = initializers(model)
-    floors: dict[str, Any] = {}
-    users = Counter(layer.weight for layer in placement.layers)
-    for layer in placement.layers:
-        if layer.bias is not None:
-            floor = bias_floor(read_bias(model, layer), float(grids[placement.grid_of(layer.input)].scale))
-            floors[layer.weight] = np.maximum(floors.get(layer.weight, 0.0), floor)
-    weights: dict[str, Weight] = {}
-    for layer in placement.layers:
+    for layer in due:
         if layer.weight in weights:
             continue
+        users = [user for user in placement.layers if user.weight == layer.weight]
+        floors = [
+            bias_floor(read_bias(model, user), float(grids[placement.grid_of(user.input)].scale))
+            for user in users
+            if user.bias is not None
+        ]
         matrix = to_matrix(layer, numpy_helper.to_array(held[layer.weight]))
-        scales = channel_scales(matrix, options.weight_scale, floors.get(layer.weight, 0.0))
+        scales = channel_scales(matrix, method, np.max(floors, axis=0) if floors else 0.0)
         integers = round_nearest(matrix, scales)
-        hessian = statistics.hessians.get(layer.name)
-        if hessian is not None and users[layer.weight] == 1:
+        if layer.name in hessians and len(users) == 1:
             order = column_order(layer)
-            integers[:, order] = round_with_feedback(matrix[:, order], scales, hessian)
-        weights[layer.weight] = Weight(from_matrix(layer, integers), scales, channel_axis(layer))
-    return weights
+            integers[:, order] = round_with_feedback(matrix[:, order], scales, hessians[layer.name])
+        stored: NDArray[Any] = from_matrix(layer, integers.astype(np.float32))
+        weights[layer.weight] = Weight(stored.astype(np.int8), scales, channel_axis(layer))
 
 
 def _biases(model: onnx.ModelProto, placement: Placement) -> dict[str, Floats]:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsify_onnx.histogram import HALF, Histogram
+from sparsify_onnx.histogram import ZERO, Histogram
 
 LEVELS = 255
 FINEST = float(np.finfo(np.float32).tiny)
@@ -51,7 +51,7 @@ def choose_range(histogram: Histogram, method: Method, percentile: float) -> Ran
 def _occupied(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """List the bins that hold values, but for the one of zero: every grid holds zero, and a Relu makes half of it."""
     held = np.flatnonzero(histogram.counts)
-    held = held[held != HALF]
+    held = held[held != ZERO]
     return histogram.centers[held], histogram.counts[held] / max(histogram.counts[held].sum(), 1)
 
 
@@ -61,9 +61,8 @@ def _percentile(histogram: Histogram, percentile: float) -> Range:
     total = histogram.counts.sum()
     cut = total * (1 - percentile / 100) / (2 if low < 0 < high else 1)
     below, above = np.cumsum(histogram.counts), np.cumsum(histogram.counts[::-1])
-    edges = np.arange(-len(below) // 2, len(below) // 2 + 1) * histogram.width
     first, last = int(np.searchsorted(below, cut, "right")), int(np.searchsorted(above, cut, "right"))
-    return min(float(edges[first]), 0.0) if low < 0 else 0.0, max(float(edges[len(edges) - 1 - last]), 0.0)
+    return histogram.edges(first, len(above) - 1 - last)
 
 
 def _search(bounds: Range, loss: Loss) -> Range:

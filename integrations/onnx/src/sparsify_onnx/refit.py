@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from sparsify_onnx.hessian import Matrix, Problem
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsify_onnx.hessian import WIDE, Matrix, Problem
 from sparsify_onnx.masks import Mask
 
+Floating = NDArray[np.floating[Any]]
 EXACT_COLUMNS = 1024  # above it, conjugate gradients cost less than a factorization for each row
-STEPS = 60
+STEPS = 40
 
 
 def refit(problem: Problem, mask: Mask, start: Matrix) -> Matrix:
@@ -30,13 +34,15 @@ def _solve_rows(hessian: Matrix, wanted: Matrix, mask: Mask, start: Matrix) -> M
 
 def _descend(hessian: Matrix, wanted: Matrix, mask: Mask, start: Matrix) -> Matrix:
     """Run conjugate gradients on all rows at once, preconditioned by the diagonal; no step raises a row's error."""
-    diagonal = np.diag(hessian)
+    kind = np.float32 if len(hessian) > WIDE else np.float64
     found = start.copy()
-    residual = (wanted - found @ hessian) * mask
+    residual: Floating = ((wanted - start @ hessian) * mask).astype(kind)
+    metric: Floating = hessian.astype(kind)
+    diagonal = np.diag(metric)
     direction = residual / diagonal
     power = np.einsum("oi,oi->o", residual, direction)
     for _ in range(STEPS):
-        image = (direction @ hessian) * mask
+        image = (direction @ metric) * mask
         curvature = np.einsum("oi,oi->o", direction, image)
         length = np.divide(power, curvature, out=np.zeros_like(power), where=curvature > 0)[:, None]
         found += length * direction

@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cholesky
+from scipy.linalg.lapack import get_lapack_funcs
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int8]
-Matrix = NDArray[np.float64]
+Matrix = NDArray[Any]  # float64, or float32 for wide layers
 LARGEST = 127  # -128 stays unused: a symmetric grid needs no zero point
 BIAS_LARGEST = 2.0**30  # half of int32, so that a corrected bias still fits
 CHUNK = 1 << 22  # values looked at together
@@ -65,42 +67,53 @@ def round_with_feedback(matrix: Floats, scales: Floats, hessian: Matrix) -> Inte
     "GPTQ" (2023). Zeros stay zero. A row that rounding to nearest serves better is rounded to nearest.
     """
     groups, size = len(hessian), matrix.shape[1]
-    weights = matrix.reshape(groups, -1, size).astype(np.float64)
-    steps = scales.reshape(groups, -1, 1).astype(np.float64)
+    weights = matrix.reshape(groups, -1, size).astype(hessian.dtype)
+    steps = scales.reshape(groups, -1, 1).astype(hessian.dtype)
     nearest = np.clip(np.rint(weights / steps), -LARGEST, LARGEST)
-    order = np.argsort(-np.einsum("gii->gi", hessian), axis=1, kind="stable")
-    sorted_hessian = np.take_along_axis(np.take_along_axis(hessian, order[:, :, None], 1), order[:, None, :], 2)
-    fed = np.empty_like(weights)
-    moved = _feed(np.take_along_axis(weights, order[:, None, :], 2), steps, _factor(sorted_hessian))
-    np.put_along_axis(fed, np.broadcast_to(order[:, None, :], fed.shape), moved, axis=2)
+    fed = np.stack([_feed_group(*parts) for parts in zip(weights, steps, hessian, strict=True)])
     losses = [_loss(weights - integers * steps, hessian) for integers in (fed, nearest)]
     best = np.where((losses[0] < losses[1])[..., None], fed, nearest)
     return np.asarray(best.reshape(matrix.shape)).astype(np.int8)
 
 
+def _feed_group(weights: Matrix, steps: Matrix, hessian: Matrix) -> Matrix:
+    order = np.argsort(-np.diag(hessian), kind="stable")
+    upper = _factor(hessian[np.ix_(order, order)])
+    integers = np.empty_like(weights)
+    integers[:, order] = _feed(weights[:, order], steps[:, 0], upper)
+    return integers
+
+
 def _factor(hessian: Matrix) -> Matrix:
-    """Return the upper Cholesky factor of each inverse, dampened; inputs never seen keep weights as they are."""
-    size = hessian.shape[-1]
-    mean = np.einsum("gii->g", hessian) / size
-    damped = hessian + np.eye(size) * np.where(mean > 0, DAMPENING * mean, 1.0)[:, None, None]
-    return np.asarray(np.swapaxes(np.linalg.cholesky(np.linalg.inv(damped)), 1, 2))
+    """Return the upper Cholesky factor of the inverse, dampened as far as needed; destroys its argument.
+
+    With H = V Vᵀ for an upper V, which is Cholesky's factor of H read backwards, it is V⁻¹: no H⁻¹ is formed.
+    """
+    diagonal = np.einsum("ii->i", hessian)
+    mean = float(diagonal.mean()) or 1.0
+    for added in (DAMPENING, 10 * DAMPENING, 1.0, 100.0):
+        diagonal += added * mean
+        try:
+            lower = cholesky(hessian[::-1, ::-1], lower=True, check_finite=False)
+        except LinAlgError:
+            continue
+        (invert,) = get_lapack_funcs(("trtri",), (lower,))
+        return np.asarray(invert(lower[::-1, ::-1], lower=0)[0])
+    raise ValueError("a Hessian holds NaN")  # refused where activations are measured
 
 
 def _feed(weights: Matrix, steps: Matrix, upper: Matrix) -> Matrix:
-    size = weights.shape[2]
     kept = weights != 0
     integers = np.zeros_like(weights)
-    for start in range(0, size, BLOCK):
-        stop = min(start + BLOCK, size)
-        errors = np.zeros((*weights.shape[:2], stop - start))
+    for start in range(0, len(upper), BLOCK):
+        stop = min(start + BLOCK, len(upper))
+        errors = np.zeros((len(weights), stop - start), dtype=weights.dtype)
         for column in range(start, stop):
-            values = weights[:, :, column]
-            rounded = np.clip(np.rint(values / steps[:, :, 0]), -LARGEST, LARGEST) * kept[:, :, column]
-            integers[:, :, column] = rounded
-            error = (values - rounded * steps[:, :, 0]) / upper[:, column, column][:, None]
-            errors[:, :, column - start] = error
-            weights[:, :, column + 1 : stop] -= error[:, :, None] * upper[:, None, column, column + 1 : stop]
-        weights[:, :, stop:] -= errors @ upper[:, start:stop, stop:]
+            rounded = np.clip(np.rint(weights[:, column] / steps), -LARGEST, LARGEST) * kept[:, column]
+            integers[:, column] = rounded
+            errors[:, column - start] = (weights[:, column] - rounded * steps) / upper[column, column]
+            weights[:, column + 1 : stop] -= np.outer(errors[:, column - start], upper[column, column + 1 : stop])
+        weights[:, stop:] -= errors @ upper[start:stop, stop:]
     return integers
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ INT8_OPERATORS = (
     "QAttention",
 )
 FLOAT_OPERATORS = (*WEIGHTED, "FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv", "Attention")
+RUN_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, ValueError)  # a missing input is a ValueError
 INLINE_BYTES = "1024"  # initializers above it go beside the optimised graph, which is read for its nodes alone
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -39,7 +39,8 @@ def open_session(path: Path, threads: int = 0) -> Session:
 
     Raises StageError with ONNX Runtime's reason.
     """
-    return _Session(path, threads or usable_cores(), _open(path, _options(threads or usable_cores())))
+    threads = threads or usable_cores()
+    return _Session(path, _open(path, _options(threads)), _Facts(path, threads))
 
 
 def _options(threads: int) -> ort.SessionOptions:
@@ -67,17 +68,45 @@ def _reason(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-@dataclass
+class _Facts(Mapping[str, Any]):
+    """Say what runs where, read on first use: it costs optimising the model once more, which timing must not pay.
+
+    runtime, version, precision, int8_executed, float_executed, threads, providers.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self.path, self.threads = path, threads
+
+    @cached_property
+    def _read(self) -> dict[str, Any]:
+        integer, floating = executed(self.path, self.threads)
+        return {
+            "runtime": "onnxruntime",
+            "version": ort.__version__,
+            "precision": "float32" if not integer else "mixed" if floating else "int8",
+            "int8_executed": integer,
+            "float_executed": floating,
+            "threads": self.threads,
+            "providers": ("CPUExecutionProvider",),
+        }
+
+    def __getitem__(self, key: str) -> Any:
+        return self._read[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read)
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+
 class _Session:
-    """Adapt ONNX Runtime's session; `facts` is read on first use, since it optimises the model once more."""
+    """Adapt ONNX Runtime's session."""
 
-    path: Path
-    threads: int
-    session: ort.InferenceSession | None
-    names: list[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.names = [output.name for output in self.session.get_outputs()] if self.session else []
+    def __init__(self, path: Path, session: ort.InferenceSession, facts: Mapping[str, Any]) -> None:
+        self.path, self.facts = path, facts
+        self.session: ort.InferenceSession | None = session
+        self.names = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Run one batch."""
@@ -85,7 +114,7 @@ class _Session:
             raise StageError(f"the session of {self.path} is closed", fix="open it again")
         try:
             results = self.session.run(self.names, dict(inputs))
-        except (*ORT_ERRORS, ValueError) as error:  # a missing input is a ValueError
+        except RUN_ERRORS as error:
             raise StageError(
                 f"ONNX Runtime {ort.__version__} cannot run {self.path}: {_reason(error)}",
                 fix="check that the samples fit the model's inputs (`sparsify analyze MODEL` lists them)",
@@ -95,21 +124,6 @@ class _Session:
     def close(self) -> None:
         """Free threads and memory."""
         self.session = None
-
-    @cached_property
-    def facts(self) -> Mapping[str, Any]:
-        """Say what runs where: runtime, version, precision, int8_executed, float_executed, threads, providers."""
-        integer, floating = executed(self.path, self.threads)
-        precision = "float32" if not integer else "mixed" if floating else "int8"
-        return {
-            "runtime": "onnxruntime",
-            "version": ort.__version__,
-            "precision": precision,
-            "int8_executed": integer,
-            "float_executed": floating,
-            "threads": self.threads,
-            "providers": ("CPUExecutionProvider",),
-        }
 
 
 def executed(path: Path, threads: int) -> tuple[int, int]:

@@ -25,6 +25,8 @@ def open_model(model: onnx.ModelProto, expose: Sequence[str] = (), threads: int 
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what matters is raised
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # solvers run between batches: idle threads that spin would take the cores from BLAS
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with _exposed(model, expose):
         if weight_bytes(model) < PROTOBUF_BYTES:
             return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

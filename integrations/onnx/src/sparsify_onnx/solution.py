@@ -57,9 +57,9 @@ def pack(solution: Solution) -> dict[str, NDArray[np.generic]]:
 def unpack(arrays: Mapping[str, NDArray[np.generic]]) -> Solution:
     """Undo `pack`."""
     axes = [int(axis) for axis in arrays["axes"]]
-    grids = zip(arrays["scales"], arrays["zero_points"], strict=True)
+    cells = [Grid(*cell) for cell in zip(arrays["scales"], arrays["zero_points"], strict=True)]
     return Solution(
-        {str(name): Grid(np.float32(scale), np.uint8(zero)) for name, (scale, zero) in zip(arrays["grids"], grids)},
+        {str(name): cell for name, cell in zip(arrays["grids"], cells, strict=True)},
         {
             str(name): Weight(
                 arrays[f"integers{index}"].astype(np.int8), arrays[f"scales{index}"].astype(np.float32), axes[index]

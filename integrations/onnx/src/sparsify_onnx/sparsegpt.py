@@ -10,8 +10,9 @@ from sparsify_onnx.hessian import WIDE, Matrix, Problem
 from sparsify_onnx.masks import Mask, Pattern, choose
 from sparsify_onnx.refit import refit
 
-ALPS_FLOPS = 300_000_000_000
-TIES = (0.03, 3.0)  # of the Hessian's unit diagonal; measured on ResNet-20, flat around it
+TIES = (0.03, 3.0)  # of the Hessian's unit diagonal, in as many stages; measured on ResNet-20, flat around it
+STAGES = 12
+STAGE_FLOPS = 30_000_000_000
 
 
 def sparsegpt(
@@ -58,22 +59,24 @@ def alps(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, start: Mat
     """
     kind = np.float32 if start.shape[1] > WIDE else np.float64
     scale = np.sqrt(np.diag(problem.hessian))
-    values, vectors = np.linalg.eigh((problem.hessian / np.outer(scale, scale)).astype(kind))
-    turned = (problem.target * scale).astype(kind) @ vectors * values
+    hessian = (problem.hessian / np.outer(scale, scale)).astype(kind)
+    wanted = (problem.target * scale).astype(kind) @ hessian
     copy, dual = (start * scale).astype(kind), np.zeros(start.shape, dtype=kind)
     mask = start != 0
-    for tie in np.geomspace(*TIES, _iterations(*start.shape), dtype=kind):
-        free = ((turned + (tie * copy - dual) @ vectors) / (values + tie)) @ vectors.T
-        moved = free + dual / tie
-        mask = choose(pattern, np.where(fixed, kind(-1), np.square(moved)), zeros) & ~fixed
-        copy = np.where(mask, moved, kind(0))
-        dual += tie * (free - copy)
+    for tie in np.geomspace(*TIES, STAGES, dtype=kind):
+        inverse = np.linalg.inv(hessian + tie * np.eye(len(hessian), dtype=kind))
+        for _ in range(_steps(*start.shape)):
+            free = (wanted + tie * copy - dual) @ inverse
+            moved = free + dual / tie
+            mask = choose(pattern, np.where(fixed, kind(-1), np.square(moved)), zeros) & ~fixed
+            copy = np.where(mask, moved, kind(0))
+            dual += tie * (free - copy)
     return np.asarray(copy / scale, dtype=np.float64), mask
 
 
-def _iterations(outputs: int, inputs: int) -> int:
-    """Bound the work on wide layers: 30 iterations lose 2 % of the error against 100."""
-    return min(max(ALPS_FLOPS // (4 * outputs * inputs**2), 25), 150)
+def _steps(outputs: int, inputs: int) -> int:
+    """Bound the work on wide layers: 3 steps a stage give 2 to 5 % more error than 12."""
+    return min(max(STAGE_FLOPS // (2 * outputs * inputs**2), 3), 12)
 
 
 def prune(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, block_size: int = 128) -> Matrix:

@@ -20,7 +20,7 @@ PREPROCESS = {
     "mean": [0.3056],  # of the 1,195 training digits
     "std": [0.3760],
 }
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 def write_demo(folder: Path) -> tuple[Path, Path]:
