@@ -1,6 +1,6 @@
 """Measure the main job on real models, beside ONNX Runtime's own quantization and magnitude pruning, in one run.
 
-    python benchmarks/main_job.py DATA            # DATA holds cifar10-jpg.tar, imagenette-small, imagenet-sample, models
+    python benchmarks/main_job.py DATA       # cifar10-jpg.tar, imagenette-small, imagenet-sample, models
     python benchmarks/main_job.py DATA --only squeezenet --squeezenet squeezenet1_1.onnx
 
 squeezenet1_1.onnx is written once by benchmarks/export_squeezenet.py. Prints Markdown tables for docs/figures.

@@ -64,7 +64,7 @@ def test_a_budget_is_points_or_a_share_of_the_baseline(
 
 @pytest.mark.parametrize("text", ["-1", "much", "1 %%", "101", "nan", "1e3"])
 def test_any_other_budget_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="give points such as 1.0, a share such as 1%, or none"):
+    with pytest.raises(ValueError, match=r"give points such as 1\.0, a share such as 1%, or none"):
         parse_budget(text, agreement=False)
 
 

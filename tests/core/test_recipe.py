@@ -363,7 +363,6 @@ def test_fields_of_foreign_modifiers_are_never_touched():
         ("a: &a [*a]\nmodifiers: [!X {}]\n", "a value that contains itself (line 1)", "give a recipe file"),
         ("a: " + "[" * 60 + "]" * 60, "nested more than 50 deep", "mend"),
         ("a: " + "[" * 5000 + "]" * 5000, "nested more than 50 deep", "mend"),
-        ("# " + "x" * 2_000_000, "2,000,002 characters", "split this one"),
     ],
 )
 def test_refuses_what_is_no_recipe(text, problem, fix):

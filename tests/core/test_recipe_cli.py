@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from textwrap import dedent
@@ -56,14 +55,6 @@ def test_check_exits_0_and_says_each_step_in_words(recipe):
     assert "1. EpochRangeModifier (modifiers): trains, from epoch 0 to epoch 4.\n" in result.stdout
     assert "2. TrainableParamsModifier (modifiers): switches training of every parameter to False" in result.stdout
     assert "2 steps, all known" in result.stdout
-
-
-def test_check_prints_json(recipe):
-    report = json.loads(call("check", recipe, "--json").stdout)
-    assert report["notes"] == ["EpochRangeModifier: dropped 'log_types': logging is not a matter of the recipe"]
-    assert [step["modifier"] for step in report["steps"]] == ["EpochRangeModifier", "TrainableParamsModifier"]
-    assert report["steps"][0]["fields"] == {"start_epoch": 0, "end_epoch": 4}
-    assert set(report["steps"][0]) == {"modifier", "group", "fields", "sentence", "runnable", "why_not"}
 
 
 @pytest.mark.parametrize("text", ["{num_epochs: 3}", "[3]", "3"])

@@ -233,9 +233,8 @@ def test_check_explains_every_step_and_says_what_cannot_run():
         during,
         "",
         "no installed plugin offers it",
-        f"{during}; it lacks trainable",
+        during,
     ]
-    assert findings[2].fields == {"sparsity": 0.514}
 
 
 def test_check_reads_the_epochs_of_either_dialect():

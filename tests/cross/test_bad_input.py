@@ -184,7 +184,8 @@ def test_too_many_corrupt_images(sparsify: Call, digits: Digits, tmp_path: Path)
     for path in sorted((data / "0").iterdir()):
         path.write_bytes(b"GIF89a")
     done = sparsify(
-        *IC, "--model", digits[0], "--data", data, "--class-list", with_class_list(tmp_path), "--output", tmp_path / "run"
+        *IC, "--model", digits[0], "--data", data, "--class-list", with_class_list(tmp_path),
+        "--output", tmp_path / "run",
     )  # fmt: skip
     assert done.code == 2
     assert "cannot be read" in done.complaint[0]

@@ -58,9 +58,7 @@ def requantized(values: NDArray[np.float64], cell: Grid) -> NDArray[np.float64]:
 
 def convolve(x: NDArray[np.float64], weight: NDArray[np.float64], pad: int, stride: int, group: int) -> Any:
     padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], axis=(2, 3))[
-        :, :, ::stride, ::stride
-    ]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride]
     ins, outs = x.shape[1] // group, len(weight) // group
     parts = [
         np.einsum(
@@ -221,7 +219,9 @@ def test_each_reason_for_float_is_given() -> None:
 def test_a_bias_beyond_int32_is_refused_by_name() -> None:
     model = models.mlp()
     placement, grids, weights = ingredients(model, bias=1e9)
-    with pytest.raises(StageError, match=r"bias of layer 'first' does not fit int32: channel 0 needs .* steps") as caught:
+    with pytest.raises(
+        StageError, match=r"bias of layer 'first' does not fit int32: channel 0 needs .* steps"
+    ) as caught:
         write_qdq(model, placement, grids, weights)
     assert caught.value.fix == "leave the layer in float: add `ignore: ['first']` to QuantizationModifier"
 

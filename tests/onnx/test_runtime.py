@@ -54,7 +54,12 @@ def test_a_model_of_both_is_mixed(tmp_path: Path) -> None:
 
 def test_facts_are_read_once_and_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
-    monkeypatch.setattr(runtime, "executed", lambda path, threads: (calls.append(path), (2, 0))[1])
+
+    def counted(path: Path, threads: int) -> tuple[int, int]:
+        calls.append(path)
+        return 2, 0
+
+    monkeypatch.setattr(runtime, "executed", counted)
     session = open_session(models.save(models.mlp(), tmp_path), 1)
     session.run(models.samples(models.mlp(), 1))
     assert not calls

@@ -49,7 +49,7 @@ _PUBLIC = {
     "timing": "Candidate time_interleaved time_ratio",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
-__all__ = sorted(_HOME)  # noqa: PLE0605 - derived from the one table
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

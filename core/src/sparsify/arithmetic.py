@@ -44,7 +44,7 @@ def referenced_names(expression: str) -> frozenset[str]:
 def evaluate(expression: str, variables: Mapping[str, Any]) -> Any:
     """Return the value of an expression: a finite number, or whatever a variable holds that is named alone.
 
-    Knows + - * / // ** %, signs, parentheses, and abs, float, int, max, min, round.
+    Knows + - * / // ** %, minus signs, parentheses, and abs, float, int, max, min, round.
     """
     body = _parse(expression)
     try:
@@ -75,9 +75,8 @@ def _number(node: ast.expr, variables: Mapping[str, Any]) -> Number:
             return _checked(value)
         case ast.Name(id=name):
             return _checked(variables[name], name)
-        case ast.UnaryOp(op=ast.UAdd() | ast.USub() as sign, operand=operand):
-            value = _number(operand, variables)
-            return value if isinstance(sign, ast.UAdd) else -value
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_number(operand, variables)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _checked(_OPERATORS[type(op)](_number(left, variables), _number(right, variables)))
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:

@@ -69,7 +69,8 @@ def normalise_options(name: str, phase: str, options: Mapping[str, Any]) -> tupl
             notes.append(f"dropped '{field}': '{new}' is given too")
         else:
             kept[new] = value
-            notes.extend([f"renamed '{field}' to '{new}'"] if field in renamed else [])
+            if field in renamed:
+                notes.append(f"renamed '{field}' to '{new}'")
     return kept, notes
 
 

@@ -22,7 +22,6 @@ class Finding:
 
     modifier: str
     group: str
-    fields: Mapping[str, Any]
     sentence: str
     runnable: bool
     why_not: str = ""
@@ -70,13 +69,12 @@ def _not_offered(step: Step, phase: str, plugins: Plugins, kind: str) -> Sparsif
     if kind == "one-shot" and (phase == "training" or elsewhere or (known and known.phase == "training")):
         fix = "remove it, or `pip install sparsify-torch` and use `sparsify run training-aware`"
         return RequestError(f"{where} works during training, and one-shot does not train", fix=fix)
+    names = [entry.name for entry in offered if entry.phase == phase]
+    fix = f"remove it, or use one of: {', '.join(names) or 'none is installed'}"
     if elsewhere:
         fix = "put it into a stage with `run_type: train`, or remove it"
     elif phase == "training":
         fix = "pip install sparsify-torch, or remove the modifier from the recipe"
-    else:
-        names = [entry.name for entry in offered if entry.phase == phase]
-        fix = f"remove it, or use one of: {', '.join(names) or 'none is installed'}"
     return RequestError(f"no installed plugin offers the {phase} {where}", fix=fix)
 
 
@@ -134,11 +132,8 @@ def _check(step: Step, plugins: Plugins) -> Finding:
     phases = (step.phase, known.phase if known else "")
     if "training" in phases and not any(offer.entry.phase == "training" for offer in fitting):
         why_not = "it works during training, and no installed plugin offers it (pip install sparsify-torch)"
-    why_not = why_not or "no installed plugin offers it"
-    lacking = [name for name, default in fields.items() if default == REQUIRED and name not in step.options]
-    if lacking and not fitting:
-        why_not += f"; it lacks {', '.join(lacking)}"
-    return _finding(step, phases[0] or phases[1], fitting[0].entry.summary if fitting else "", fields, why_not)
+    summary = fitting[0].entry.summary if fitting else ""
+    return _finding(step, phases[0] or phases[1], summary, fields, why_not or "no installed plugin offers it")
 
 
 def _fields_of(offer: Offer) -> Iterable[str]:
@@ -154,7 +149,7 @@ def _finding(step: Step, phase: str, summary: str, fields: Mapping[str, Any], wh
     if known and (known.phase == phase or not summary) and set(_PLACEHOLDER.findall(known.does)) <= values.keys():
         does = _PLACEHOLDER.sub(lambda found: _say(values[found[1]]), known.does)
     sentence = f"{does}, {_when(step, phase, values)}"
-    return Finding(step.name, step.group, dict(step.options), sentence, runnable=not why_not, why_not=why_not)
+    return Finding(step.name, step.group, sentence, not why_not, why_not)
 
 
 def _say(value: object) -> str:
@@ -167,8 +162,7 @@ def _say(value: object) -> str:
 
 def _when(step: Step, phase: str, values: Mapping[str, Any]) -> str:
     start, end, every = (values.get(name) for name in ("start_epoch", "end_epoch", "update_frequency"))
-    given = {"start_epoch", "end_epoch"} & step.options.keys()
-    if not given and (phase == "post-training" or start is None):
+    if not {"start_epoch", "end_epoch"} & step.options.keys() and (phase == "post-training" or start is None):
         return "once, on the trained model"
     begins = "from the start" if start in (None, -1, REQUIRED) else f"from epoch {_say(start)}"
     ends = "to the end" if end in (None, -1, REQUIRED) else f"to epoch {_say(end)}"

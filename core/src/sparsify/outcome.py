@@ -27,7 +27,7 @@ CHANCE_FACTOR = 1.5
 
 @dataclass(frozen=True)
 class Measured:
-    """Hold what the verify stage measured; timings by runtime, then `baseline` and `optimized`; errors in dB by layer."""
+    """Hold what verify measured; timings by runtime, then `baseline` and `optimized`; errors in dB by layer."""
 
     pair: Pair
     timings: Mapping[str, Mapping[str, Timing]]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, count, groupby
 from pathlib import Path
 from typing import Any
 
 from sparsify.errors import RequestError
-from sparsify.known_modifiers import normalise_options
 
 RUN_TYPES: Mapping[str, str] = {"oneshot": "post-training", "train": "training"}
-_EXAMPLE = "write `modifiers:` and below it items such as `- !QuantizationModifier {}`"
 
 
 @dataclass(frozen=True)
@@ -61,45 +59,25 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
 
 def parse_recipe(text: str, overrides: Mapping[str, Any] | None = None, source: str = "recipe") -> Recipe:
     """Read recipe text of either dialect; `overrides` replace its variables. Raises RequestError naming the place."""
-    from sparsify.recipe_groups import find_steps, global_variables
-    from sparsify.recipe_text import Tagged, front_matter, read_document, read_number
-    from sparsify.recipe_variables import check_overrides, resolve_variables, substitute
+    from sparsify.recipe_document import read_steps
+    from sparsify.recipe_text import front_matter, read_document, read_number
 
     given = {name: read_number(value) for name, value in (overrides or {}).items()}
     document = read_document(front_matter(text, anywhere=False) or text, given, source)
-    if isinstance(document, Tagged | list):
-        document = {"modifiers": document}
-    if not isinstance(document, dict):
-        raise RequestError(f"{source} holds {type(document).__name__}, expected lists of modifiers", fix=_EXAMPLE)
-    document = {str(key): value for key, value in document.items()}
-    found = tuple(find_steps(document, source))
-    if not found and not any("modifiers" in key for key in document):
-        raise RequestError(f"{source} holds no modifiers", fix=_EXAMPLE)
-    variables = global_variables(document)
-    check_overrides(given, variables.keys() | {name for _, own in found for name in own}, document, source)
-    scope = resolve_variables(variables | given, {}, source)
-    steps: list[Step] = []
-    notes: list[str] = []
-    for step, own in found:
-        inner = resolve_variables({name: given.get(name, value) for name, value in own.items()}, scope, source)
-        options = substitute(step.options, inner, f"{source}, {step.name}")
-        options, said = normalise_options(step.name, step.phase, options)
-        steps.append(replace(step, options=options))
-        notes.extend(f"{step.name}: {line}" for line in said)
-    return Recipe(tuple(steps), tuple(dict.fromkeys(notes)))
+    return read_steps(document, given, source)
 
 
 def dump_recipe(recipe: Recipe, header: str = "") -> str:
     """Write a recipe in the tag dialect, variables resolved, below `header` as comments; reading it gives it back."""
-    from sparsify.recipe_text import Tagged, write_document
+    from sparsify.recipe_text import write_document
 
     document: dict[str, Any] = {"version": "1.1.0"} | ({} if recipe.steps else {"modifiers": []})
-    for (stage, run_type), staged in groupby(recipe.steps, key=_stage):
+    for (stage, run_type), staged in groupby(recipe.steps, key=lambda step: _home(step)[:2]):
         place = document
         if stage:
             place = document[_unused(stage, document)] = {"run_type": run_type} if run_type else {}
-        for name, run in groupby(staged, key=_list_name):
-            place[_unused(name, place)] = [Tagged(step.name, dict(step.options)) for step in run]
+        for name, run in groupby(staged, key=lambda step: _home(step)[2]):
+            place[_unused(name, place)] = list(run)
     comments = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
     return comments + write_document(document)
 
@@ -115,18 +93,14 @@ def group_name(key: str) -> str:
     return name if "modifiers" in name else f"{name}_modifiers"
 
 
-def _stage(step: Step) -> tuple[str, str]:
-    """Name a step's stage and run_type; neither is needed where the name of its list implies its phase."""
-    stage, name = step.group.rpartition("/")[0], _list_name(step)
+def _home(step: Step) -> tuple[str, str, str]:
+    """Name a step's stage, its run_type and its list; the list alone where its name implies the phase."""
+    stage, _, key = step.group.rpartition("/")
+    name = group_name(key or ("post_training" if step.phase == "post-training" else "modifiers"))
     if not stage and step.phase == implied_phase(name):
-        return "", ""
+        return "", "", name
     run_type = next((word for word, phase in RUN_TYPES.items() if phase == step.phase), "")
-    return stage or name.removesuffix("modifiers").removesuffix("_") + "_stage", run_type
-
-
-def _list_name(step: Step) -> str:
-    default = "post_training" if step.phase == "post-training" else "modifiers"
-    return group_name(step.group.rpartition("/")[2] or default)
+    return stage or name.removesuffix("modifiers").removesuffix("_") + "_stage", run_type, name
 
 
 def _unused(name: str, taken: Mapping[str, Any]) -> str:

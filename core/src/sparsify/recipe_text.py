@@ -5,22 +5,20 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import yaml  # noqa: TID253 - this module is loaded only once a recipe is read or written
 
 from sparsify.errors import RequestError
+from sparsify.recipe import Step
 
-_CHARACTERS = 2_000_000
 _NODES = 100_000  # after aliases are expanded; the largest recipe in the field has about 4,000
 _DEPTH = 50
 _FRONT_MATTER = re.compile(r"^(?:---|\+\+\+)[ \t]*\r?\n(.*?)^(?:---|\+\+\+)[ \t]*\r?$", re.MULTILINE | re.DOTALL)
 _COMMENTS = re.compile(r"(?:\s|<!--.*?-->|^#.*$)*", re.MULTILINE | re.DOTALL)
 _FRAMEWORK = re.compile(r"^(?:pytorch|keras|tensorflow_v1)\.")
 _NUMBER = re.compile(
-    r"[-+]?(?:0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+|(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
-    r"|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
+    r"(?ai)[-+]?(0x[0-9a-f]+|0o[0-7]+|0b[01]+|(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[-+]?\d+)?|\.inf)$|\.nan$"
 )
 
 _FIXES = {  # by words of PyYAML's messages
@@ -32,14 +30,6 @@ _FIXES = {  # by words of PyYAML's messages
 }
 
 
-@dataclass(frozen=True)
-class Tagged:
-    """Hold one tagged mapping of a recipe, `!Name {options}`."""
-
-    name: str
-    options: Mapping[Any, Any]
-
-
 def front_matter(text: str, *, anywhere: bool) -> str:
     """Return what stands between the first two lines of `---` or `+++`, after comments only unless `anywhere`."""
     found = _FRONT_MATTER.search(text)
@@ -47,12 +37,10 @@ def front_matter(text: str, *, anywhere: bool) -> str:
 
 
 def read_document(text: str, overrides: Mapping[str, Any], source: str) -> Any:
-    """Read YAML into mappings, lists, scalars and `Tagged`; raises RequestError with the line.
+    """Read YAML into mappings, lists, scalars and, of tags, steps; raises RequestError with the line.
 
     overrides replace the values of variables at the top, so that aliases of a variable follow it too.
     """
-    if len(text) > _CHARACTERS:
-        raise _too_large(source, f"{len(text):,} characters")
     try:
         loader = _Loader(text, overrides, source)
         root = loader.get_single_node()
@@ -65,8 +53,7 @@ def read_document(text: str, overrides: Mapping[str, Any], source: str) -> Any:
         raise RequestError(problem, fix="remove it, and save as UTF-8 text") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        said = f"{error.problem} {error.context}"
-        fix = next(fix for words, fix in _FIXES.items() if words in said)
+        fix = next(fix for words, fix in _FIXES.items() if words in f"{error.problem} {error.context}")
         raise RequestError(f"{source}, line {line}: {error.problem}", fix=fix) from error
 
 
@@ -87,9 +74,8 @@ def write_document(document: Mapping[str, Any]) -> str:
 
 
 def _too_large(source: str, what: str) -> RequestError:
-    bounds = f"{_CHARACTERS:,} characters and, aliases expanded, {_NODES:,} values nested {_DEPTH} deep"
-    fix = "give a recipe file; split this one if it really is one"
-    return RequestError(f"{source} holds {what}; a recipe may hold {bounds}", fix=fix)
+    problem = f"{source} holds {what}; a recipe may hold {_NODES:,} values nested {_DEPTH} deep, aliases expanded"
+    return RequestError(problem, fix="give a recipe file; split this one if it really is one")
 
 
 def _refusal(problem: str, mark: Any) -> yaml.MarkedYAMLError:
@@ -160,12 +146,12 @@ def _construct_number(loader: _Loader, node: yaml.ScalarNode) -> Any:
     return read_number(node.value)
 
 
-def _construct_tagged(loader: _Loader, suffix: str, node: yaml.Node) -> Tagged:
+def _construct_tagged(loader: _Loader, suffix: str, node: yaml.Node) -> Step:
     name = _FRAMEWORK.sub("", suffix)
     if isinstance(node, yaml.MappingNode):
-        return Tagged(name, _construct_mapping(loader, node))
+        return Step(name, "", _construct_mapping(loader, node), "")
     if isinstance(node, yaml.ScalarNode) and node.value in ("", "null", "~"):
-        return Tagged(name, {})
+        return Step(name, "", {}, "")
     raise _refusal(f"!{name} is followed by no mapping of arguments", node.start_mark)
 
 
@@ -174,4 +160,4 @@ for _kind in (_Loader, _Dumper):
 _Loader.add_constructor("!number", _construct_number)
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 _Loader.add_multi_constructor("!", _construct_tagged)
-_Dumper.add_representer(Tagged, lambda dumper, item: dumper.represent_mapping(f"!{item.name}", item.options))
+_Dumper.add_representer(Step, lambda dumper, step: dumper.represent_mapping(f"!{step.name}", step.options))

@@ -15,7 +15,9 @@ from sparsify.hooks import Entry
 from sparsify.plugins import Plugin, install_command, load_plugins, missing, singular
 from sparsify.scaffold import KINDS, write_plugin
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, explain, check or scaffold plugins.")
+app = typer.Typer(
+    rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="List, explain, check or scaffold plugins."
+)
 
 
 def row(plugin: Plugin) -> dict[str, Any]:

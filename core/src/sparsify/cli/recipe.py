@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +13,10 @@ from sparsify.modifiers import check_recipe
 from sparsify.plugins import load_plugins
 from sparsify.recipe import Recipe, dump_recipe, load_recipe
 
-app = typer.Typer(help="Read, check and generate recipes.", no_args_is_help=True)
+app = typer.Typer(help="Read, check, write recipes.", no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
 File = Annotated[Path, typer.Argument(help="a .yaml, .yml or .json recipe, or .md with front matter", metavar="FILE")]
 Args = Annotated[str, typer.Option("--recipe-args", help="JSON that overrides the recipe's variables")]
-Json = Annotated[bool, typer.Option("--json", help="print the findings as JSON")]
 Model = Annotated[str, typer.Option(help="the trained model")]
 Level = Annotated[str, typer.Option(help="0 to 1, or 2 to 100 per cent")]
 Structure = Annotated[str, typer.Option(help="unstructured, N:M or RxC")]
@@ -32,21 +30,16 @@ def show(file: File, recipe_args: Args = "{}") -> None:
 
 
 @app.command()
-def check(file: File, recipe_args: Args = "{}", as_json: Json = False) -> None:
+def check(file: File, recipe_args: Args = "{}") -> None:
     """Say in words what each step of a recipe does, and which cannot run here."""
-    recipe = _load(file, recipe_args)
-    findings = check_recipe(recipe, load_plugins())
-    if as_json:
-        steps = [asdict(finding) for finding in findings]
-        typer.echo(json.dumps({"notes": recipe.notes, "steps": steps}, indent=2, ensure_ascii=False, default=str))
-        return
+    findings = check_recipe(_load(file, recipe_args), load_plugins())
     for number, finding in enumerate(findings, start=1):
         typer.echo(f"{number}. {finding.modifier} ({finding.group}): {finding.sentence}.")
         if not finding.runnable:
             typer.echo(f"   cannot run here: {finding.why_not}")
     stuck = sum(not finding.runnable for finding in findings)
-    count = f"{len(findings)} step{'s' if len(findings) != 1 else ''}"
-    typer.echo(f"{count}, all known; {f'{stuck} cannot run here' if stuck else 'all can run here'}")
+    plural = "s" if len(findings) != 1 else ""
+    typer.echo(f"{len(findings)} step{plural}, all known; {stuck or 'all'} {'cannot' if stuck else 'can'} run here")
 
 
 @app.command()

@@ -97,6 +97,7 @@ app = typer.Typer(
     help="Make a model smaller and faster, and verify it.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    add_completion=False,
     context_settings={"token_normalize_func": lambda word: word.replace("_", "-")},
 )
 for _kind in KINDS:

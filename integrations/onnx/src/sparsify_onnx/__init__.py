@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {"model_format": "FORMAT", "runtime": "open_session"}
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
-__all__ = sorted(_HOME)  # noqa: PLE0605 - derived from the one table
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -16,10 +16,11 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from sparsify import StageError
 
 from sparsify_onnx.graph import WeightLayer, attributes, initializers, producers, write_initializer
-from sparsify_onnx.placement import JOINING, Placement
-from sparsify_onnx.ranges import Grid, grid
+from sparsify_onnx.placement import JOINING, MOVING, Placement
+from sparsify_onnx.ranges import LEVELS, Grid, grid
 from sparsify_onnx.rounding import Floats, Integers
 
+KEPT = "_keeps_float"
 INPUT_SUFFIX = "_QuantizeLinear_Input"  # what the writer appends where it renames a graph output's maker
 INT32 = np.iinfo(np.int32)
 INFERRED = ("onnx.infer", "onnxruntime.quant")  # tells the writer not to infer shapes by way of a file
@@ -62,6 +63,7 @@ def write_qdq(
     expected = {layer.name: _bias_integers(model, layer, placement, grids, weights) for layer in placement.layers}
     written = _quantizer(model, placement, grids, constants, weights)
     written.producer_name, written.producer_version = producer
+    _keep_float(written, placement)
     _verify(written, placement, grids, weights, expected)
     return written
 
@@ -108,6 +110,31 @@ def _quantizer(
     for key, value in kept:
         written.metadata_props.add(key=key, value=value)
     return written
+
+
+def _keep_float(model: onnx.ModelProto, placement: Placement) -> None:
+    """Part layers left in float from the DequantizeLinear before them by a Clip that changes nothing.
+
+    ONNX Runtime rounds the weight of a Conv, ConvTranspose or Gemm that reads one, with one scale for all channels
+    (core/optimizer/qdq_transformer/weight_bias_quantization.cc), and moves DequantizeLinear past moving nodes.
+    """
+    held, makers = initializers(model), producers(model)
+    for index, node in reversed(list(enumerate(model.graph.node))):
+        if placement.reasons.get(node.name, "int8") == "int8" or node.op_type == "MatMul":
+            continue
+        maker = makers.get(node.input[0])
+        while maker is not None and maker.op_type in MOVING:
+            maker = makers.get(maker.input[0])
+        if maker is None or maker.op_type != "DequantizeLinear":
+            continue
+        scale, zero_point = (numpy_helper.to_array(held[name]) for name in maker.input[1:])
+        clip = onnx.helper.make_node("Clip", [node.input[0]], [f"{node.name}{KEPT}"], f"{node.name}{KEPT}")
+        for end, integer in (("low", 0), ("high", LEVELS)):
+            bound = np.asarray((np.float32(integer) - np.float32(zero_point)) * scale, dtype=np.float32)
+            clip.input.append(f"{node.name}{KEPT}_{end}")
+            model.graph.initializer.append(numpy_helper.from_array(bound, clip.input[-1]))
+        node.input[0] = clip.output[0]
+        model.graph.node.insert(index, clip)
 
 
 def _as_override(cell: Grid) -> dict[str, Any]:

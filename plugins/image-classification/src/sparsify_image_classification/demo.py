@@ -55,7 +55,12 @@ def demo(
 
     model, data = write_demo(output)
     result = one_shot(
-        model=model, data=data, use_case="image-classification", working_dir=output, quiet=quiet or as_json
+        model=model,
+        data=data,
+        use_case="image-classification",
+        calibration_samples=256,  # of 8 x 8 pixels: more take longer and change nothing
+        working_dir=output,
+        quiet=quiet or as_json,
     )
     show_result(result.metrics, as_json=as_json, quiet=quiet)
     raise typer.Exit(result.exit_code)
