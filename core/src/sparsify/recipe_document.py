@@ -104,17 +104,18 @@ def _placed(steps: Iterable[Step], phase: str, group: str, variables: Mapping[st
     return ((replace(step, phase=phase, group=group), variables) for step in steps)
 
 
-def _stage_phase(stage: str, run_type: object, groups: Mapping[str, object], names: set[str], source: str) -> str:
+def _stage_phase(stage: str, run_type: object, items: Mapping[str, list[Step]], is_by_key: bool, source: str) -> str:
     """Decide a stage's phase: run_type; in the key dialect its name, then its modifiers; else its lists' names."""
     if run_type is not None and str(run_type) not in RUN_TYPES:
         fix = "write `run_type: oneshot` or `run_type: train`"
         raise RequestError(f"{source}: run_type of stage '{stage}' is {run_type!r}", fix=fix)
     if run_type is not None:
         return RUN_TYPES[str(run_type)]
-    if any(map(_is_by_key, groups.values())):
-        inferred = "training" if names <= TRAINING_ONLY else "post-training"
+    if is_by_key:
+        trains = all(step.name in TRAINING_ONLY for group in items.values() for step in group)
+        inferred = "training" if trains else "post-training"
         return next((phase for word, phase in RUN_TYPES.items() if word in stage), inferred)
-    phases = {implied_phase(key) for key in groups}
+    phases = {implied_phase(key) for key in items}
     if len(phases) > 1:
         fix = "give each a stage of its own, with `run_type: oneshot` or `run_type: train`"
         raise RequestError(f"{source}: stage '{stage}' mixes post_training_modifiers with other lists", fix=fix)

@@ -19,7 +19,7 @@ File = Annotated[Path, typer.Argument(help="a .yaml, .yml or .json recipe, or .m
 Args = Annotated[str, typer.Option("--recipe-args", help="JSON that overrides the recipe's variables")]
 Model = Annotated[str, typer.Option(help="the trained model")]
 Level = Annotated[str, typer.Option(help="0 to 1, or 2 to 100 per cent")]
-Structure = Annotated[str, typer.Option(help="unstructured, N:M or RxC")]
+Shape = Annotated[str, typer.Option(help="unstructured, N:M or RxC")]
 Output = Annotated[Path | None, typer.Option(help="a new file, in place of stdout")]
 
 
@@ -43,9 +43,7 @@ def check(file: File, recipe_args: Args = "{}") -> None:
 
 
 @app.command()
-def write(
-    model: Model, optim_level: Level = "0.5", sparsity: Structure = "unstructured", output: Output = None
-) -> None:
+def write(model: Model, optim_level: Level = "0.5", sparsity: Shape = "unstructured", output: Output = None) -> None:
     """Generate the recipe that a one-shot run would apply to a model."""
     from sparsify.experiment import make_experiment
     from sparsify.resolve import existing, find_format

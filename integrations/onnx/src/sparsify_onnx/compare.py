@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import log10, prod
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,11 +42,18 @@ def compare(reference: Model, candidate: Model, dataset: Dataset, batch_size: in
         left = sessions[0].run([a for a, _ in pairs.values()], batch.inputs)
         right = sessions[1].run([b for _, b in pairs.values()], batch.inputs)
         for name, before, after in zip(pairs, left, right, strict=True):
-            wanted, found = (_samples(array, len(batch.keys), rows) for array in (before, after))
+            wanted = _samples(before, len(batch.keys), rows)
+            found = _undo_equalization(_samples(after, len(batch.keys), rows), candidate.facts, name)
             _check(name, wanted, found)
             signal[name] += _energy(wanted)
             noise[name] += _energy(wanted - found)
     return {name: _decibel(signal[name], noise[name]) for name in pairs}
+
+
+def _undo_equalization(array: NDArray[Any], facts: Mapping[str, Any], layer: str) -> NDArray[Any]:
+    """Multiply a layer's output by what equalizing divided its channels by; they lie on axis 1."""
+    scales = facts.get("channel_scales", {}).get(layer)
+    return array if scales is None else array * np.reshape(scales, (1, -1, *[1] * (array.ndim - 2)))
 
 
 def matching_outputs(reference: onnx.ModelProto, candidate: onnx.ModelProto) -> dict[str, tuple[str, str]]:

@@ -76,7 +76,8 @@ def repair_problem(gram: Matrix, cross: Matrix, weights: Matrix, dampening: floa
     rows = float(gram[-1, -1])
     shift = 1.0 / rows if free_bias and rows else 0.0
     mean_input, mean_output = gram[:-1, -1] * shift, cross[:, -1] * shift
-    hessian = gram[:-1, :-1] - rows * np.outer(mean_input, mean_input)
+    hessian = np.outer(-rows * mean_input, mean_input)
+    hessian += gram[:-1, :-1]
     wanted = cross[:, :-1] - rows * np.outer(mean_output, mean_input)
     scale = _damp(hessian, dampening)  # by column
     target = np.asarray(np.linalg.solve(hessian, (wanted + scale * weights).T).T, dtype=np.float64)
