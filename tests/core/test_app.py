@@ -99,7 +99,7 @@ def test_doctor_finds_nothing_wrong_here() -> None:
 
 
 def test_doctor_names_clashing_packages() -> None:
-    from sparsify.cli.doctor import clash
+    from sparsify_onnx.doctor import clash
 
     found = clash({"onnxruntime", "onnxruntime-gpu", "numpy"})
     assert found.found == "onnxruntime and onnxruntime-gpu overwrite each other"
@@ -108,7 +108,7 @@ def test_doctor_names_clashing_packages() -> None:
 
 
 def test_cpu_without_dot_product_is_told() -> None:
-    from sparsify.cli.doctor import cpu_sentence
+    from sparsify_onnx.doctor import cpu_sentence
 
     assert "fast INT8" in cpu_sentence(("avx2", "avx512_vnni"))
     assert "no INT8 dot product" in cpu_sentence(("avx2",))

@@ -14,7 +14,8 @@ from sparsify.data import Dataset, Sample
 from sparsify.errors import PluginError, RequestError, StageError
 from sparsify.evaluation import evaluate, evaluate_pair
 from sparsify.intervals import difference_interval, jackknife, mean_interval, student
-from sparsify.metrics import ACCURACY, F1
+from sparsify.metrics import ACCURACY
+from sparsify_image_classification.metrics import F1
 
 Array = np.ndarray[Any, Any]
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sparsify.errors import PluginError, RequestError
-from sparsify.metrics import ACCURACY, F1, RECALL, TOP5, class_scores, function_metric
+from sparsify.metrics import ACCURACY, class_scores, function_metric
+from sparsify_image_classification.metrics import F1, RECALL, TOP5
 
 labelled = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)
 

@@ -306,11 +306,7 @@ def test_dead_fields_of_old_recipes_are_mapped_or_dropped_with_a_note():
               available_gpus: [cuda:0]
         """)
     )
-    assert recipe.steps[0].options == {
-        "num_grads": 512,
-        "available_devices": ["cuda:0"],
-        "params": "__ALL_PRUNABLE__",
-    }
+    assert recipe.steps[0].options == {"num_grads": 512, "available_devices": ["cuda:0"], "params": "__ALL_PRUNABLE__"}
     assert recipe.notes == (
         "MFACPruningModifier: moved the fields of 'mfac_options' one level up",
         "MFACPruningModifier: renamed 'available_gpus' to 'available_devices'",

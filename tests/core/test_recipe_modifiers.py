@@ -228,13 +228,7 @@ def test_check_explains_every_step_and_says_what_cannot_run():
         "prunes every prunable weight to sparsity 0.514 and corrects the weights that stay, once, on the trained model"
     )
     during = "it works during training, and no installed plugin offers it (pip install sparsify-torch)"
-    assert [finding.why_not for finding in findings] == [
-        during,
-        during,
-        "",
-        "no installed plugin offers it",
-        during,
-    ]
+    assert [finding.why_not for finding in findings] == [during, during, "", "no installed plugin offers it", during]
 
 
 def test_check_reads_the_epochs_of_either_dialect():

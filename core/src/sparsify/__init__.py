@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from sparsify.hooks import Entry as Entry
     from sparsify.hooks import hookimpl as hookimpl
     from sparsify.levels import target_sparsity as target_sparsity
+    from sparsify.metrics import class_ids as class_ids
+    from sparsify.metrics import class_scores as class_scores
     from sparsify.pipeline import Result as Result
+    from sparsify.plugins import Plugins as Plugins
+    from sparsify.plugins import install_command as install_command
     from sparsify.plugins import load_plugins as load_plugins
+    from sparsify.plugins import missing as missing
     from sparsify.recipe import Recipe as Recipe
     from sparsify.recipe import Step as Step
     from sparsify.report_figures import speed_words as speed_words
@@ -37,12 +42,13 @@ _PUBLIC = {
     "contracts": "Checkpoint Context Data DataRequest DatasetLoader Description Layer Metric Model ModelFormat Session "
     "TensorSpec UseCase",
     "data": "Batch Dataset Sample",
-    "errors": "MissingLibraryError PluginError RequestError SparsifyError StageError UnreadableSample",
+    "errors": "ExitCode MissingLibraryError PluginError RequestError SparsifyError StageError UnreadableSample",
     "experiment": "Experiment",
     "hooks": "Entry hookimpl",
     "levels": "target_sparsity",
+    "metrics": "class_ids class_scores",
     "pipeline": "Result",
-    "plugins": "load_plugins",
+    "plugins": "Plugins install_command load_plugins missing",
     "recipe": "Recipe Step",
     "report_figures": "speed_words",
     "talk": "Talk",

@@ -83,15 +83,4 @@ class Hooks:
         """Observe a finished experiment: the run folder and what `metrics.json` holds; errors here only warn."""
 
 
-CATALOGUES: tuple[str, ...] = (
-    "use_cases",
-    "dataset_loaders",
-    "model_loaders",
-    "recipe_generators",
-    "modifiers",
-    "trainers",
-    "exporters",
-    "runtimes",
-    "evaluators",
-    "commands",
-)
+CATALOGUES = tuple(name for name in vars(Hooks) if not name.startswith("_") and name != "experiment_finished")

@@ -1,4 +1,4 @@
-"""The metrics of plain classifiers, and a user's own function as a metric."""
+"""The metric of any classifier, and a user's own function as a metric."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def class_scores(outputs: Arrays, *, ids: bool = True) -> NDArray[Any]:
     return fitting[next((name for name in fitting if "logits" in name.lower()), next(iter(fitting)))]
 
 
-def _class_ids(targets: Sequence[Any], scores: NDArray[Any]) -> NDArray[Any]:
+def class_ids(targets: Sequence[Any], scores: NDArray[Any]) -> NDArray[Any]:
+    """Return the targets as class ids that these scores can have; raises RequestError for any other."""
     ids = np.asarray(targets)
     if ids.dtype.kind not in "iub" or ids.size != len(targets):
         raise RequestError(
@@ -58,47 +59,13 @@ def _class_ids(targets: Sequence[Any], scores: NDArray[Any]) -> NDArray[Any]:
     return ids
 
 
-def _pairs(outputs: Arrays, targets: Sequence[Any]) -> list[tuple[int, int]]:
-    """Record the predicted and the true class."""
+def _top1(outputs: Arrays, targets: Sequence[Any]) -> list[bool]:
     scores = class_scores(outputs)
     predicted = scores.argmax(axis=1) if scores.ndim == 2 else scores
-    return list(zip(predicted.tolist(), _class_ids(targets, scores).tolist(), strict=True))
-
-
-def _top1(outputs: Arrays, targets: Sequence[Any]) -> list[bool]:
-    return [predicted == true for predicted, true in _pairs(outputs, targets)]
-
-
-def _top5(outputs: Arrays, targets: Sequence[Any]) -> list[bool]:
-    scores = class_scores(outputs, ids=False)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-    return [bool(hit) for hit in (best == _class_ids(targets, scores)[:, None]).any(axis=1)]
-
-
-def _counts(records: Sequence[Any]) -> list[NDArray[Any]]:
-    """Count by class that occurs: right predictions, all predictions, all targets."""
-    pairs = np.asarray(records)
-    ids = np.unique(pairs, return_inverse=True)[1].reshape(pairs.shape)
-    right = ids[ids[:, 0] == ids[:, 1], 0]
-    return [np.bincount(some, minlength=ids.max() + 1) for some in (right, *ids.T)]
-
-
-def _macro_f1(records: Sequence[Any]) -> float:
-    """Average over the classes that occur among targets or predictions."""
-    right, predicted, true = _counts(records)
-    return 100 * float((2 * right / (predicted + true)).mean())
-
-
-def _macro_recall(records: Sequence[Any]) -> float:
-    """Average over the classes that occur among targets."""
-    right, _, true = _counts(records)
-    return 100 * float((right[true > 0] / true[true > 0]).mean())
+    return [bool(hit) for hit in predicted == class_ids(targets, scores)]
 
 
 ACCURACY = Metric("accuracy", _top1)
-TOP5 = Metric("top5", _top5)
-F1 = Metric("f1", _pairs, _macro_f1)
-RECALL = Metric("recall", _pairs, _macro_recall)
 
 
 def function_metric(spec: str) -> Metric:

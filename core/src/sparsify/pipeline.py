@@ -158,15 +158,11 @@ def _record(plan: Plan, model: Model, data: Data, splits: Splits) -> dict[str, A
     return {
         "request": request_of(plan.experiment),
         "resolved": plan.summary(),
-        "model": {"sha256": file_hash(plan.model_path), "opset": _plain(model.facts.get("opset"))},
+        "model": {"sha256": file_hash(plan.model_path), "opset": dict(model.facts.get("opset", {}))},
         "preprocess": data.preprocess,
         "samples": splits.counts(),
         "data_sha256": splits.hashes(),
     }
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
 
 
 def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from importlib.metadata import distributions, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +46,16 @@ class Plan:
             "use_case": self.use_case_name,
             "dataset_loader": self.loader_name,
             "metrics": [metric.name for metric in self.metrics],
-            "plugins": {f"{row.distribution}": row.version for row in self.plugins.found if not row.error},
+            "plugins": {row.distribution: row.version for row in self.plugins.found if not row.error},
+            "libraries": libraries(self.plugins),
         }
+
+
+def libraries(plugins: Plugins) -> dict[str, str]:
+    """Return the versions of what the plugins' distributions require and is installed here."""
+    lines = [line for row in plugins.found if not row.error for line in requires(row.distribution) or ()]
+    names = sorted({re.split(r"[^\w.-]", line)[0] for line in lines if "extra ==" not in line})
+    return {name: version(name) for name in names if any(distributions(name=name))}
 
 
 def resolve(experiment: Experiment, plugins: Plugins, *, resume: bool = False) -> Plan:

@@ -25,14 +25,17 @@ class Splits:
     test: Dataset
     verified: bool
 
+    def named(self) -> dict[str, Dataset]:
+        """Return the three splits by name."""
+        return {"calibration": self.calibration, "selection": self.selection, "test": self.test}
+
     def counts(self) -> dict[str, int]:
         """Count the samples of each split, as metrics.json records them."""
-        return {"calibration": len(self.calibration), "selection": len(self.selection), "test": len(self.test)}
+        return {name: len(part) for name, part in self.named().items()}
 
     def hashes(self) -> dict[str, str]:
         """Hash the sample names of each split."""
-        parts = {"calibration": self.calibration, "selection": self.selection, "test": self.test}
-        return {name: hashlib.sha256("\n".join(part.keys).encode()).hexdigest() for name, part in parts.items()}
+        return {name: hashlib.sha256("\n".join(part.keys).encode()).hexdigest() for name, part in self.named().items()}
 
 
 def draw_splits(data: Data, held_out: Data | None, *, calibration: int, test: int | None, seed: int) -> Splits:
@@ -41,29 +44,27 @@ def draw_splits(data: Data, held_out: Data | None, *, calibration: int, test: in
     held_out is the data of --eval-data. Where the data has train and validation folders, calibration and selection come
     from train and the test is all of validation (or of test, where there is one); a folder without splits is cut.
     """
-    train, validation = _source(data), _held_out(held_out or data, own=held_out is not None)
+    train, validation = (
+        _first(data, "train", "all", "validation", "test"),
+        _held_out(held_out or data, own=held_out is not None),
+    )
     if validation is None:
         return _cut(train, calibration, test, seed)
     order = _shuffled(train.keys, seed)
     calibrating, rest = order[:calibration], order[calibration:]
     selecting = _own_selection(data, seed)
     chosen = validation if test is None else validation.take(sorted(_shuffled(validation.keys, seed)[:test]))
-    return Splits(
-        train.take(calibrating), selecting or train.take(rest[:SELECTION_MAX]), chosen,
-        verified=len(chosen) >= MIN_TEST,
-    )  # fmt: skip
+    selecting = selecting or train.take(rest[:SELECTION_MAX])
+    return Splits(train.take(calibrating), selecting, chosen, verified=len(chosen) >= MIN_TEST)
 
 
 def held_out_split(data: Data) -> Dataset:
     """Return the split that a finished model is measured on: test, validation, or everything."""
-    for name in ("test", "validation", "all", "train"):
-        if name in data.splits:
-            return data.splits[name]
-    raise RequestError("the dataset has no split to measure on", fix="put samples into a val/ folder")
+    return _first(data, "test", "validation", "all", "train")
 
 
-def _source(data: Data) -> Dataset:
-    for name in ("train", "all", "validation", "test"):
+def _first(data: Data, *names: str) -> Dataset:
+    for name in names:
         if name in data.splits:
             return data.splits[name]
     raise RequestError("the dataset has no split that a run can use", fix="put samples into train/ and val/ folders")

@@ -39,7 +39,7 @@ class CommandGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import one command."""
         name = cmd_name.replace("_", "-")
-        known = [word for offer in self.plugins.offers("commands") for word in (offer.entry.name, *offer.entry.aliases)]
+        known = [word for offer in self.plugins.offers("commands") for word in offer.names]
         if name not in known:
             near = get_close_matches(name, known, n=1)
             fix = f"did you mean `sparsify {near[0]}`?" if near else "see `sparsify --help`"

@@ -8,15 +8,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from sparsify_onnx.columns import column_order, outputs
-from sparsify_onnx.graph import (
-    Floats,
-    WeightLayer,
-    from_matrix,
-    initializers,
-    reads,
-    to_matrix,
-    write_initializer,
-)
+from sparsify_onnx.graph import Floats, WeightLayer, from_matrix, initializers, reads, to_matrix, write_initializer
 
 SUPPORTED = ("Conv", "Gemm", "MatMul")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf, log10
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from sparsify_onnx.graph import Floats
 
 Matrix = NDArray[np.float64]
+Floating = NDArray[np.floating[Any]]  # float32 or float64
 DEAD = 1e-6  # of the damping of a live input
 WIDE = 640  # columns; above, float32 serves wherever a later step corrects for it, at half the time
 
@@ -20,7 +22,7 @@ class Statistics:
     """Sum over rows, with x the compressed model's input (a constant 1 appended) and y the dense model's output.
 
     gram: Σ x xᵀ, groups × (inputs+1) × (inputs+1). cross: Σ y xᵀ, groups × outputs × (inputs+1). energy: Σ y² by
-    output. All in float64, but that wide layers' products are taken in float32 over one batch, at half the time.
+    output. Sums are float64; the products over one batch are float32 where there are more than WIDE columns.
     """
 
     gram: Matrix

@@ -23,14 +23,7 @@ from sparsify_onnx.columns import (
     sample_rows,
 )
 from sparsify_onnx.graph import Floats, WeightLayer, reads
-from sparsify_onnx.hessian import (
-    Statistics,
-    add_rows,
-    damped_problem,
-    empty,
-    repair_problem,
-    signal_to_noise,
-)
+from sparsify_onnx.hessian import Statistics, add_rows, damped_problem, empty, repair_problem, signal_to_noise
 from sparsify_onnx.masks import Pattern, Structure, lay
 from sparsify_onnx.sparsegpt import prune, sparsegpt
 from sparsify_onnx.stream import Moment, Stream
@@ -171,11 +164,7 @@ def _add(statistics: Statistics, layer: WeightLayer, moment: Moment, context: Co
 
 
 def _solve(
-    model: onnx.ModelProto,
-    layer: WeightLayer,
-    original: Floats,
-    statistics: Statistics,
-    options: Options,
+    model: onnx.ModelProto, layer: WeightLayer, original: Floats, statistics: Statistics, options: Options
 ) -> dict[str, NDArray[Any]]:
     weights, bias = original.astype(np.float64), read_bias(model, layer).astype(np.float64)
     pattern, free = layer_pattern(layer, options.structure), takes_bias(model, layer)

@@ -60,4 +60,10 @@ def commands() -> Iterable[Entry]:
     return (
         Entry("analyze", "sparsify_onnx.analyze:app", "parameters, MACs, sparsity and precision per layer"),
         Entry("benchmark", "sparsify_onnx.benchmark:app", "Time models and runtimes side by side"),
+        Entry(
+            "doctor",
+            "sparsify_onnx.doctor:app",
+            "Check CPU, runtimes and packages, with the fix for each",
+            aliases=("check-environment",),
+        ),
     )

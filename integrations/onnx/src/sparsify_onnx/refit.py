@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from sparsify_onnx.hessian import WIDE, Matrix, Problem
+from sparsify_onnx.hessian import WIDE, Floating, Matrix, Problem
 from sparsify_onnx.masks import Mask
 
-Floating = NDArray[np.floating[Any]]
 EXACT_COLUMNS = 1024  # above it, conjugate gradients cost less than a factorization for each row
 STEPS = 40
 

@@ -30,6 +30,15 @@ def dataset_loaders() -> tuple[Entry, ...]:
 
 
 @hookimpl
+def evaluators() -> tuple[Entry, ...]:
+    return (
+        Entry("top5", "sparsify_image_classification.metrics:TOP5", "Top-5 accuracy"),
+        Entry("f1", "sparsify_image_classification.metrics:F1", "Macro F1 over classes"),
+        Entry("recall", "sparsify_image_classification.metrics:RECALL", "Macro recall over classes"),
+    )
+
+
+@hookimpl
 def commands() -> tuple[Entry, ...]:
     return (
         Entry(

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from sparsify.errors import ExitCode
-from sparsify.plugins import Plugins, install_command, load_plugins, missing
+from sparsify import ExitCode, Plugins, install_command, load_plugins, missing
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
