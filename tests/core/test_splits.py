@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sparsify.contracts import Data
 from sparsify.data import Dataset, Sample
-from sparsify.splits import MIN_TEST, Splits, draw_splits
+from sparsify.errors import RequestError
+from sparsify.splits import MIN_TEST, Splits, draw_splits, held_out_split
 
 
 def dataset(prefix: str, count: int) -> Dataset:
@@ -71,3 +73,12 @@ def test_the_seed_decides() -> None:
 def test_too_few_samples_are_never_called_verified() -> None:
     splits = draw_splits(data(train=50, validation=MIN_TEST - 1), None, calibration=20, test=None, seed=0)
     assert not splits.verified
+
+
+def test_data_without_a_known_split_is_refused() -> None:
+    with pytest.raises(RequestError, match="the dataset has no split that a run can use") as error:
+        draw_splits(data(), data(all=20), calibration=5, test=None, seed=0)
+    assert error.value.fix == "put samples into train/ and val/ folders"
+    with pytest.raises(RequestError, match="the dataset has no split to measure on") as error:
+        held_out_split(data(extra=3))
+    assert error.value.fix == "put samples into a val/ folder"

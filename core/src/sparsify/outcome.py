@@ -48,18 +48,14 @@ def build_metrics(
 ) -> dict[str, Any]:
     """Build what metrics.json holds (DESIGN §6), and a few keys more for the report."""
     asked, pair = plan.experiment, measured.pair
-    artefact = plan.folder.deployment / "model.onnx"
+    artefact, description = plan.folder.model, plan.model_format.describe(model)
     deciding, (score, new_score) = judged(plan.metrics, pair)
     drop = score - new_score if deciding == "agreement" or plan.metrics[0].higher_is_better else new_score - score
     budget = parse_budget(asked.max_drop, agreement=deciding == "agreement")
     ratio = measured.ratio(asked.runtime[0])
-    verdict = judge(
-        changed=bool(recipe.steps),
-        verified=loaded.splits.verified and not near_chance(pair.baseline, loaded.data, plan.metrics),
-        drop=drop,
-        budget=budget.resolved(score),
-        slower=ratio.low > SLOWER,
-    )
+    points, slower = budget.resolved(score), ratio.low > SLOWER
+    verified = loaded.splits.verified and not near_chance(pair.baseline, loaded.data, plan.metrics)
+    verdict = judge(changed=bool(recipe.steps), verified=verified, drop=drop, budget=points, slower=slower)
     before = _side(plan.model_path, "baseline", {deciding: score}, pair.baseline, measured, loaded)
     after = _side(artefact, "optimized", {deciding: new_score}, pair.candidate, measured, loaded)
     return {
@@ -70,14 +66,14 @@ def build_metrics(
         "seed": asked.seed,
         "verdict": verdict,
         "metric": deciding,
-        "budget": {"points": budget.resolved(score), "given": budget.given},
+        "budget": {"points": points, "given": budget.given},
         "baseline": before,
-        "optimized": {**after, **_compression(plan.model_format.describe(model), after, asked.runtime[0])},
+        "optimized": {**after, **_compression(description, after, asked.runtime[0])},
         "agreement": pair.agreement,
         "drop": {"points": round(drop, 6), "interval": pair.drop_interval},
         "samples": loaded.splits.counts(),
         "unreadable": dict(loaded.splits.test.unreadable),
-        "layers": _layers(loaded.description, plan.model_format.describe(model), measured.errors, model),
+        "layers": _layers(loaded.description, description, measured.errors, model),
         "stages": list(stages),
         "speedup": {name: round(1 / measured.ratio(name).value, 3) for name in measured.timings},
         "speedup_interval": [round(1 / ratio.high, 3), round(1 / ratio.low, 3)],
@@ -167,24 +163,21 @@ def _sparsity(layers: Sequence[Layer]) -> float:
 def _layers(dense: Description, after: Description, errors: Mapping[str, float], model: Model) -> list[dict[str, Any]]:
     now = {layer.name: layer for layer in after.layers}
     why_float = model.facts.get("quantized", {})
-    rows = []
-    for layer in dense.layers:
-        current = now.get(layer.name, layer)
-        rows.append(
-            {
-                "name": layer.name,
-                "op": layer.op,
-                "shape": list(layer.shape),
-                "sparsity": round(current.sparsity, 6),
-                "precision": current.precision,
-                "sqnr_db": errors.get(layer.name),
-                "drop_if_alone": None,
-                "macs": layer.macs,
-                "kept_dense": layer.reason,
-                "kept_float": "" if current.precision == "int8" else str(why_float.get(layer.name, "")),
-            }
-        )
-    return rows
+    return [
+        {
+            "name": layer.name,
+            "op": layer.op,
+            "shape": list(layer.shape),
+            "sparsity": round(current.sparsity, 6),
+            "precision": current.precision,
+            "sqnr_db": errors.get(layer.name),
+            "drop_if_alone": None,
+            "macs": layer.macs,
+            "kept_dense": layer.reason,
+            "kept_float": "" if current.precision == "int8" else str(why_float.get(layer.name, "")),
+        }
+        for layer, current in ((layer, now.get(layer.name, layer)) for layer in dense.layers)
+    ]
 
 
 def environment() -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparsify.contracts import Context, Data, DataRequest, Description, Model
+from sparsify.contracts import Context, Data, DataRequest, Description, Metric, Model, Session, TensorSpec
 from sparsify.data import spool
 from sparsify.errors import RequestError
 from sparsify.evaluation import evaluate, evaluate_pair
@@ -40,7 +41,7 @@ class Result:
     @property
     def model(self) -> Path:
         """Return the path of the model to deploy."""
-        return self.folder / "deployment" / "model.onnx"
+        return RunFolder(self.folder).model
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Loaded:
     description: Description
     data: Data
     splits: Splits
+    metrics: tuple[Metric, ...]
     batch_size: int
     fixed_batch: bool
 
@@ -101,50 +103,54 @@ def run(
 def open_folder(plan: Plan, talk: Talk) -> None:
     """Make the run folder and record the request in it."""
     plan.folder.path.mkdir(parents=True, exist_ok=True)
-    record = {"request": request_of(plan.experiment), "resolved": plan.summary()}
     if not plan.resume:
-        write_yaml(plan.folder.experiment, record)
+        record(plan)
     talk.attach(plan.folder.path / "logs")
     talk.say(f"run folder: {plan.folder.path}")
 
 
+def record(plan: Plan, **found: Any) -> None:
+    """Write experiment.yaml: the request, and what is known of the run so far."""
+    known = {"request": request_of(plan.experiment), "resolved": plan.summary()}
+    write_yaml(plan.folder.experiment, {**known, **found})
+
+
 def load(plan: Plan, notes: Notes) -> Loaded:
     """Read the model, find the data, check that they fit, and draw the splits."""
+    asked = plan.experiment
     model = plan.model_format.load(plan.model_path)
     description = plan.model_format.describe(model)
     request = DataRequest(
         path=plan.data_path,
         inputs=description.inputs,
         outputs=description.outputs,
-        preprocess=plan.experiment.preprocess,
+        preprocess=asked.preprocess,
         class_list=plan.class_list,
         model=plan.model_path,
     )
     data = plan.loader.load(request)
     plan.use_case.check(data, description)
     held_out = _held_out(plan, request, data)
-    splits = draw_splits(
-        data,
-        held_out,
-        calibration=plan.experiment.calibration_samples,
-        test=plan.experiment.val_samples,
-        seed=plan.experiment.seed,
-    )
+    splits = draw_splits(data, held_out, calibration=asked.calibration_samples, test=asked.val_samples, seed=asked.seed)
     for line in (*model.facts.get("notes", ()), *data.notes):
         notes(line)
     if not splits.verified:
         notes(f"only {len(splits.test)} samples to test on: the result stays unverified")
-    fixed = description.inputs[0].shape[0] if description.inputs[0].shape else None
-    batch = fixed if isinstance(fixed, int) else BATCH
-    write_yaml(plan.folder.experiment, _record(plan, model, data, splits))
-    return Loaded(model, description, data, splits, batch, isinstance(fixed, int))
+    origin = {"sha256": file_hash(plan.model_path), "opset": model.facts.get("opset")}
+    record(plan, model=origin, preprocess=data.preprocess, samples=splits.counts(), data_sha256=splits.hashes())
+    metrics, batch = plan.metrics if data.has_targets else (), fixed_batch(description.inputs)
+    return Loaded(model, description, data, splits, metrics, batch or BATCH, batch is not None)
+
+
+def fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
+    """Return the batch size that a model prescribes, None where it takes any."""
+    first = next(iter(inputs[0].shape), None)
+    return first if isinstance(first, int) else None
 
 
 def _held_out(plan: Plan, request: DataRequest, data: Data) -> Data | None:
     if plan.eval_path is None or plan.eval_loader is None:
         return None
-    from dataclasses import replace
-
     held_out = plan.eval_loader.load(replace(request, path=plan.eval_path))
     if held_out.labels != data.labels or held_out.has_targets != data.has_targets:
         raise RequestError(
@@ -154,28 +160,19 @@ def _held_out(plan: Plan, request: DataRequest, data: Data) -> Data | None:
     return held_out
 
 
-def _record(plan: Plan, model: Model, data: Data, splits: Splits) -> dict[str, Any]:
-    return {
-        "request": request_of(plan.experiment),
-        "resolved": plan.summary(),
-        "model": {"sha256": file_hash(plan.model_path), "opset": dict(model.facts.get("opset", {}))},
-        "preprocess": data.preprocess,
-        "samples": splits.counts(),
-        "data_sha256": splits.hashes(),
-    }
+def open_deciding(plan: Plan, path: Path) -> closing[Session]:
+    """Open a model on the runtime that decides, for a `with` block."""
+    open_session = plan.plugins.load("runtimes", plan.experiment.runtime[0])
+    return closing(open_session(path, plan.experiment.threads))
 
 
 def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> None:
     """Measure the model as it came, before anything is changed, and warn where it is no better than guessing."""
-    open_session = plan.plugins.load("runtimes", plan.experiment.runtime[0])
-    session = open_session(plan.model_path, plan.experiment.threads)
-    try:
+    with open_deciding(plan, plan.model_path) as session:
         baseline = evaluate(
-            session, loaded.splits.test, plan.metrics if loaded.data.has_targets else (),
+            session, loaded.splits.test, loaded.metrics,
             batch_size=loaded.batch_size, pad=loaded.fixed_batch, progress=talk.progress,
         )  # fmt: skip
-    finally:
-        session.close()
     shown = ", ".join(f"{name} {value:.2f}" for name, value in baseline.values.items()) or "no labels"
     notes(f"baseline on {baseline.samples} test samples: {shown}")
     for key, why in loaded.splits.test.unreadable.items():
@@ -189,10 +186,10 @@ def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> No
 
 def write_recipe(plan: Plan, loaded: Loaded) -> Recipe:
     """Take the user's recipe or generate one, and put it on disk."""
-    recipe = plan.recipe
+    asked, recipe = plan.experiment, plan.recipe
     if recipe is None:
-        recipe = plan.plugins.load("recipe_generators", plan.experiment.kind)(plan.experiment, loaded.description)
-    header = f"{plan.experiment.kind}, {plan.use_case_name}, optim-level {plan.experiment.optim_level:g}"
+        recipe = plan.plugins.load("recipe_generators", asked.kind)(asked, loaded.description)
+    header = f"{asked.kind}, {plan.use_case_name}, optim-level {asked.optim_level:g}"
     write_atomic(plan.folder.path / "recipe.yaml", dump_recipe(recipe, header))
     return recipe
 
@@ -238,16 +235,15 @@ def convert(model: Model, accepted: tuple[str, ...], plugins: Plugins) -> Model:
 def export(plan: Plan, loaded: Loaded, model: Model) -> Path:
     """Write the deployment folder: model, config, preprocessing, and a README with a sample that runs."""
     model = convert(model, ("onnx",), plan.plugins)
-    deployment = plan.folder.deployment
+    deployment, artefact = plan.folder.deployment, plan.folder.model
     deployment.mkdir(exist_ok=True)
-    artefact = deployment / "model.onnx"
     plan.model_format.save(model, artefact)
     config = {
         "schema": 1,
         "use_case": plan.use_case_name,
         "labels": list(loaded.data.labels),
-        "inputs": [_tensor(spec) for spec in loaded.description.inputs],
-        "outputs": [_tensor(spec) for spec in loaded.description.outputs],
+        "inputs": [asdict(spec) for spec in loaded.description.inputs],
+        "outputs": [asdict(spec) for spec in loaded.description.outputs],
     }
     write_json(deployment / "config.json", config)
     if loaded.data.preprocess is not None:
@@ -256,46 +252,30 @@ def export(plan: Plan, loaded: Loaded, model: Model) -> Path:
     return artefact
 
 
-def _tensor(spec: Any) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
-
-
 def verify(plan: Plan, loaded: Loaded, model: Model, artefact: Path, talk: Talk) -> Measured:
     """Load the written file, measure it beside the baseline on the test samples, and time both interleaved."""
-    deciding = plan.plugins.load("runtimes", plan.experiment.runtime[0])
-    before, after = (deciding(path, plan.experiment.threads) for path in (plan.model_path, artefact))
-    try:
+    with open_deciding(plan, plan.model_path) as before, open_deciding(plan, artefact) as after:
         pair = evaluate_pair(
-            before, after, loaded.splits.test, plan.metrics if loaded.data.has_targets else (),
+            before, after, loaded.splits.test, loaded.metrics,
             batch_size=loaded.batch_size, pad=loaded.fixed_batch, progress=talk.progress,
         )  # fmt: skip
-    finally:
-        before.close()
-        after.close()
-    errors = plan.model_format.compare(loaded.model, model, _few(loaded), loaded.batch_size)
+    unseen = loaded.splits.selection or loaded.splits.calibration  # no solver has seen the selection samples
+    errors = plan.model_format.compare(loaded.model, model, unseen.take(unseen.keys[:64]), loaded.batch_size)
     timings = {name: time_runtime(plan, loaded, name, artefact, talk) for name in plan.experiment.runtime}
     return Measured(pair, timings, errors)
 
 
-def _few(loaded: Loaded) -> Any:
-    """Take the samples on which layer errors are measured: selection samples, which no solver has seen."""
-    source = loaded.splits.selection if len(loaded.splits.selection) else loaded.splits.calibration
-    return source.take(source.keys[:64])
-
-
 def time_runtime(plan: Plan, loaded: Loaded, runtime: str, artefact: Path, talk: Talk) -> dict[str, Timing]:
     """Time baseline and artefact on one runtime, interleaved, at batch 1 (or the model's fixed batch)."""
-    open_session = plan.plugins.load("runtimes", runtime)
+    open_session, threads = plan.plugins.load("runtimes", runtime), plan.experiment.threads
     batch = loaded.batch_size if loaded.fixed_batch else 1
     inputs = next(iter(loaded.splits.test.batches(batch, pad=True))).inputs
-    candidates = [
-        Candidate(name, partial(open_session, path, plan.experiment.threads))
-        for name, path in (("baseline", plan.model_path), ("optimized", artefact))
-    ]
+    paths = {"baseline": plan.model_path, "optimized": artefact}
+    candidates = [Candidate(name, partial(open_session, path, threads)) for name, path in paths.items()]
     timings: dict[str, Timing] = {}
     for blocks in (BLOCKS, 3 * BLOCKS):  # a busy machine can look like a slow model: look longer before saying so
         timings = time_interleaved(
-            candidates, inputs, batch=batch, threads=plan.experiment.threads, blocks=blocks, progress=talk.progress
+            candidates, inputs, batch=batch, threads=threads, blocks=blocks, progress=talk.progress
         )
         if time_ratio(timings["optimized"], timings["baseline"]).low <= SLOWER:
             break

@@ -37,6 +37,11 @@ class RunFolder:
         return self.path / "deployment"
 
     @property
+    def model(self) -> Path:
+        """Return the file to deploy."""
+        return self.deployment / "model.onnx"
+
+    @property
     def state(self) -> Path:
         """Return the folder of unfinished work."""
         return self.path / STATE

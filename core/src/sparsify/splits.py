@@ -44,42 +44,34 @@ def draw_splits(data: Data, held_out: Data | None, *, calibration: int, test: in
     held_out is the data of --eval-data. Where the data has train and validation folders, calibration and selection come
     from train and the test is all of validation (or of test, where there is one); a folder without splits is cut.
     """
-    train, validation = (
-        _first(data, "train", "all", "validation", "test"),
-        _held_out(held_out or data, own=held_out is not None),
-    )
-    if validation is None:
+    train = _first(data, "train", "all", "validation", "test")
+    if train is None:
+        raise RequestError(
+            "the dataset has no split that a run can use", fix="put samples into train/ and val/ folders"
+        )
+    if held_out is None and (len(data.splits) == 1 or data.splits.keys().isdisjoint(("test", "validation"))):
         return _cut(train, calibration, test, seed)
+    testing = held_out_split(held_out or data)
+    if test is not None:
+        testing = testing.take(sorted(_shuffled(testing.keys, seed)[:test]))
     order = _shuffled(train.keys, seed)
-    calibrating, rest = order[:calibration], order[calibration:]
-    selecting = _own_selection(data, seed)
-    chosen = validation if test is None else validation.take(sorted(_shuffled(validation.keys, seed)[:test]))
-    selecting = selecting or train.take(rest[:SELECTION_MAX])
-    return Splits(train.take(calibrating), selecting, chosen, verified=len(chosen) >= MIN_TEST)
+    selection = train.take(order[calibration:][:SELECTION_MAX])
+    validation = data.splits.get("validation")
+    if validation and "test" in data.splits:
+        selection = validation.take(_shuffled(validation.keys, seed)[:SELECTION_MAX])
+    return Splits(train.take(order[:calibration]), selection, testing, verified=len(testing) >= MIN_TEST)
 
 
 def held_out_split(data: Data) -> Dataset:
     """Return the split that a finished model is measured on: test, validation, or everything."""
-    return _first(data, "test", "validation", "all", "train")
+    found = _first(data, "test", "validation", "all", "train")
+    if found is None:
+        raise RequestError("the dataset has no split to measure on", fix="put samples into a val/ folder")
+    return found
 
 
-def _first(data: Data, *names: str) -> Dataset:
-    for name in names:
-        if name in data.splits:
-            return data.splits[name]
-    raise RequestError("the dataset has no split that a run can use", fix="put samples into train/ and val/ folders")
-
-
-def _held_out(data: Data, *, own: bool) -> Dataset | None:
-    separate = own or (len(data.splits) > 1 and not data.splits.keys().isdisjoint(("test", "validation")))
-    return held_out_split(data) if separate else None
-
-
-def _own_selection(data: Data, seed: int) -> Dataset | None:
-    if "test" in data.splits and "validation" in data.splits:
-        validation = data.splits["validation"]
-        return validation.take(_shuffled(validation.keys, seed)[:SELECTION_MAX])
-    return None
+def _first(data: Data, *names: str) -> Dataset | None:
+    return next((data.splits[name] for name in names if name in data.splits), None)
 
 
 def _cut(everything: Dataset, calibration: int, test: int | None, seed: int) -> Splits:

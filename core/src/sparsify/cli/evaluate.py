@@ -12,7 +12,7 @@ import typer
 from sparsify.contracts import DataRequest, TensorSpec
 from sparsify.errors import RequestError
 from sparsify.evaluation import evaluate
-from sparsify.pipeline import BATCH
+from sparsify.pipeline import BATCH, fixed_batch
 from sparsify.plugins import load_plugins, load_target
 from sparsify.resolve import existing, find_loader, find_metrics
 from sparsify.splits import held_out_split
@@ -42,8 +42,7 @@ def evaluate_deployment(
     metrics = find_metrics(load_target(choice.offer), eval_metric, plugins)
     if not found.has_targets:
         raise RequestError(f"--data: {request.path} has no labels to measure against", fix="give labelled data")
-    first = next(iter(request.inputs[0].shape), None)
-    batch = first if isinstance(first, int) else BATCH
+    batch = fixed_batch(request.inputs) or BATCH
     with closing(plugins.load("runtimes", runtime)(folder / "model.onnx", threads)) as session:
         progress = Talk(quiet=as_json).progress
         result = evaluate(session, held_out_split(found), metrics, batch_size=batch, pad=True, progress=progress)

@@ -101,4 +101,4 @@ app = typer.Typer(
     context_settings={"token_normalize_func": lambda word: word.replace("_", "-")},
 )
 for _kind in KINDS:
-    app.command(_kind, context_settings={"token_normalize_func": lambda word: word.replace("_", "-")})(_command(_kind))
+    app.command(_kind)(_command(_kind))

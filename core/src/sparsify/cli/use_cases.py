@@ -15,14 +15,13 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 def rows(plugins: Plugins) -> list[dict[str, Any]]:
     """List every use case: those installed, by name, then those only known, with the plugin that would serve them."""
-    known, offers = known_use_cases(), plugins.offers("use_cases")
-    listed = []
-    for entry, distribution in ((offer.entry, offer.plugin.distribution) for offer in offers):
-        aliases = (*entry.aliases, *(known[entry.name].aliases if entry.name in known else ()))
-        listed.append(_row(entry.name, aliases, entry.metric, distribution, installed=True))
-    installed = {row["name"] for row in listed}
-    for name, row in known.items():
-        if name not in installed and row.distribution:
+    listed, absent = [], dict(known_use_cases())
+    for offer in plugins.offers("use_cases"):
+        known = absent.pop(offer.entry.name, None)
+        aliases = (*offer.entry.aliases, *(known.aliases if known else ()))
+        listed.append(_row(offer.entry.name, aliases, offer.entry.metric, offer.plugin.distribution, installed=True))
+    for name, row in absent.items():
+        if row.distribution:
             listed.append(_row(name, row.aliases, row.metric, row.distribution, installed=False))
     return listed
 
