@@ -7,8 +7,6 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np  # noqa: TID253 - this module is the target of entries, imported on first use
-
 from sparsify.contracts import Metric
 from sparsify.errors import PluginError, RequestError
 
@@ -42,6 +40,8 @@ def class_scores(outputs: Arrays, *, ids: bool = True) -> NDArray[Any]:
 
 def class_ids(targets: Sequence[Any], scores: NDArray[Any]) -> NDArray[Any]:
     """Return the targets as class ids that these scores can have; raises RequestError for any other."""
+    import numpy as np
+
     ids = np.asarray(targets)
     if ids.dtype.kind not in "iub" or ids.size != len(targets):
         raise RequestError(
@@ -74,6 +74,8 @@ def function_metric(spec: str) -> Metric:
     outputs maps names to arrays whose first axis is the samples. Raises RequestError where there is no such function,
     and PluginError, while measuring, where it raises or returns anything else.
     """
+    import numpy as np
+
     module, _, name = spec.partition(":")
     try:
         function = getattr(importlib.import_module(module or "."), name, None)
