@@ -67,6 +67,31 @@ def test_weights_that_are_no_numbers(sparsify: Call, digits: Digits, tmp_path: P
     assert layer in done.complaint[0]
 
 
+def test_activations_that_are_no_numbers_name_the_layer(sparsify: Call, digits: Digits, tmp_path: Path) -> None:
+    model = onnx.load(digits[0])
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) == 4:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e16), tensor.name))
+    onnx.save(model, tmp_path / "net.onnx")
+    done = sparsify(*IC, "--model", tmp_path / "net.onnx", "--data", digits[1], "--output", tmp_path / "run")
+    layers = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    assert done.code == 5
+    assert any(f"layer '{name}'" in done.complaint[0] for name in layers)
+
+
+def test_labels_in_npz_give_accuracy(sparsify: Call, digits: Digits, tmp_path: Path) -> None:
+    data, random = tmp_path / "d", np.random.default_rng(0)
+    data.mkdir()
+    for index in range(60):
+        np.savez(data / f"{index}.npz", input=random.normal(size=(1, 8, 8)).astype(np.float32), label=index % 10)
+    done = sparsify(
+        "run", "one-shot", "--use-case", "custom:x", "--model", digits[0], "--data", data, "--optim-level", "0",
+        "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert done.code == 0
+    assert "accuracy" in done.err
+
+
 def npz_folder(folder: Path, **first: object) -> Path:
     """Write twelve good NPZ samples, then the first one anew with these keys."""
     folder.mkdir()

@@ -12,7 +12,7 @@ from typing import Any
 
 from sparsify.contracts import Context, Data, DataRequest, Description, Metric, Model, Session, TensorSpec
 from sparsify.data import spool
-from sparsify.errors import RequestError
+from sparsify.errors import RequestError, StageError
 from sparsify.evaluation import evaluate, evaluate_pair
 from sparsify.experiment import Experiment
 from sparsify.modifiers import resolve_modifiers
@@ -168,11 +168,18 @@ def open_deciding(plan: Plan, path: Path) -> closing[Session]:
 
 def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> None:
     """Measure the model as it came, before anything is changed, and warn where it is no better than guessing."""
-    with open_deciding(plan, plan.model_path) as session:
-        baseline = evaluate(
-            session, loaded.splits.test, loaded.metrics,
-            batch_size=loaded.batch_size, pad=loaded.fixed_batch, progress=talk.progress,
-        )  # fmt: skip
+    test = loaded.splits.test
+    try:
+        with open_deciding(plan, plan.model_path) as session:
+            baseline = evaluate(
+                session, test, loaded.metrics,
+                batch_size=loaded.batch_size, pad=loaded.fixed_batch, progress=talk.progress,
+            )  # fmt: skip
+    except StageError:
+        plan.model_format.compare(
+            loaded.model, loaded.model, test, loaded.batch_size
+        )  # names the layer where NaN starts
+        raise
     shown = ", ".join(f"{name} {value:.2f}" for name, value in baseline.values.items()) or "no labels"
     notes(f"baseline on {baseline.samples} test samples: {shown}")
     for key, why in loaded.splits.test.unreadable.items():
