@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from sparsify import Context
+from sparsify_onnx import sessions
 from sparsify_onnx import stream as module
 from sparsify_onnx.graph import initializers, weight_layers
 from sparsify_onnx.layerwise import levels
@@ -124,7 +125,7 @@ def test_parts_above_protobufs_limit_go_through_a_file(monkeypatch: pytest.Monke
     model = models.mlp()
     feed = models.samples(model, 3)
     expected = models.run(model, feed)[0]
-    monkeypatch.setattr(module, "PROTOBUF_BYTES", 16)
+    monkeypatch.setattr(sessions, "PROTOBUF_BYTES", 16)
     np.testing.assert_array_equal(open_stretch(model, {}, ["logits"], 1)(feed)["logits"], expected)
 
 

@@ -19,12 +19,15 @@ ORT_ERRORS: tuple[type[Exception], ...] = tuple(
 )
 
 
-def open_model(model: onnx.ModelProto, expose: Sequence[str] = (), threads: int = 0) -> ort.InferenceSession:
-    """Open a model as it is written, without the optimiser, with the tensors in `expose` as further outputs."""
+def open_model(
+    model: onnx.ModelProto, expose: Sequence[str] = (), threads: int = 0, *, optimise: bool = False
+) -> ort.InferenceSession:
+    """Open a model as it is written, or with the optimiser, with the tensors in `expose` as further outputs."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what matters is raised
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # solvers run between batches: idle threads that spin would take the cores from BLAS
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with _exposed(model, expose):

@@ -6,7 +6,6 @@ forward passes a sample however deep the model is. Where they would be too large
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
 from sparsify import Context
 
 from sparsify_onnx.describe import fixed_batch
 from sparsify_onnx.graph import model_inputs, reads
-from sparsify_onnx.storage import PROTOBUF_BYTES, weight_bytes, write_files
+from sparsify_onnx.sessions import open_model
 
 SPOOL_BYTES = 2 << 30  # both models' tensors together
 Tensors = dict[str, NDArray[Any]]
@@ -138,7 +136,7 @@ def open_stretch(
     part = stretch(model, base, targets)
     wanted = list(dict.fromkeys(targets))
     computed = [value.name for value in part.graph.output]
-    session = _session(part, threads) if computed else None
+    session = open_model(part, threads=threads, optimise=True) if computed else None
     taken = [value.name for value in part.graph.input]
 
     def run(feed: Tensors) -> Tensors:
@@ -165,16 +163,3 @@ def stretch(model: onnx.ModelProto, base: Mapping[str, onnx.ValueInfoProto], tar
     part.opset_import.extend(model.opset_import)
     part.functions.extend(model.functions)
     return part
-
-
-def _session(part: onnx.ModelProto, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # NumPy's turn comes between two runs
-    if weight_bytes(part) < PROTOBUF_BYTES:
-        return ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    with tempfile.TemporaryDirectory(prefix="sparsify-") as folder:
-        path = Path(folder) / "stretch.onnx"
-        write_files(part, path, external=True)
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
