@@ -306,7 +306,8 @@ def known() -> Iterator[str]:
         for name, row_ in sorted(dialects[dialect].items()):
             found = known_modifier(name, phase)
             fields = (
-                name if value == REQUIRED else f"{name}: {json.dumps(value)}" for name, value in row_["fields"].items()
+                name if value == REQUIRED else f"{name}: {json.dumps(value)}"
+                for name, value in sorted(row_["fields"].items())  # PyYAML 6.0.4 merges anchors in another order
             )
             rows.append((code(name), found.phase if found else "", row_["does"], ", ".join(map(code, fields))))
         yield f"### {heading}\n"
