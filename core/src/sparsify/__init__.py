@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsify.agreement import observe_agreement as observe_agreement
     from sparsify.api import one_shot as one_shot
     from sparsify.api import sparse_transfer as sparse_transfer
     from sparsify.api import training_aware as training_aware
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
     from sparsify.timing import time_ratio as time_ratio
 
 _PUBLIC = {
+    "agreement": "observe_agreement",
     "api": "one_shot sparse_transfer training_aware",
     "cli.run": "show_result",
     "conformance": "check_plugin",
-    "contracts": "Checkpoint Context Data DataRequest DatasetLoader Description Layer Metric Model ModelFormat Session "
-    "TensorSpec UseCase",
+    "contracts": "Checkpoint Context Data DataRequest DatasetLoader Description Layer Metric Model ModelFormat "
+    "NoCheckpoint Session TensorSpec UseCase",
     "data": "Batch Dataset Sample",
     "errors": "ExitCode MissingLibraryError PluginError RequestError SparsifyError StageError UnreadableSample",
     "experiment": "Experiment",

@@ -204,7 +204,11 @@ def _unheard(line: str) -> None:
 
 @dataclass(frozen=True)
 class Context:
-    """Give a modifier what it works with. `note` puts one line into the log and the report."""
+    """Give a modifier what it works with.
+
+    checkpoint: finished pieces, forgotten when the run is done; kept: what was measured, which stays in the run folder
+    and is taken from there by --resume and `reproduce`. note: puts one line into the log and the report.
+    """
 
     calibration: Dataset
     selection: Dataset | None = None
@@ -212,5 +216,6 @@ class Context:
     seed: int = 0
     threads: int = 0
     checkpoint: Checkpoint = field(default_factory=NoCheckpoint)
+    kept: Checkpoint = field(default_factory=NoCheckpoint)
     progress: Progress = silent
     note: Callable[[str], None] = _unheard

@@ -216,6 +216,7 @@ def apply(plan: Plan, loaded: Loaded, recipe: Recipe, talk: Talk, notes: Notes) 
             seed=plan.experiment.seed,
             threads=plan.experiment.threads,
             checkpoint=plan.folder.checkpoint(f"{index}-{step.name}"),
+            kept=plan.folder.measurements,
             progress=talk.progress,
             note=notes,
         )

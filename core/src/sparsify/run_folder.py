@@ -56,6 +56,11 @@ class RunFolder:
         """Return the file that only a finished run has."""
         return self.path / "metrics.json"
 
+    @property
+    def measurements(self) -> DiskCheckpoint:
+        """Return the store of measured times, which stays."""
+        return DiskCheckpoint(self.path / "measurements")
+
     def checkpoint(self, name: str) -> DiskCheckpoint:
         """Return the store of one modifier's finished layers."""
         return DiskCheckpoint(self.state / _safe(name))

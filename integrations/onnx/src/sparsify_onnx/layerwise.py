@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from sparsify import Context, StageError
 
-from sparsify_onnx.affine import read_bias, read_matrix, takes_bias, write_affine
-from sparsify_onnx.columns import (
-    input_rows,
-    inputs,
-    kernel_positions,
-    output_rows,
-    outputs,
-    rows_per_sample,
-    sample_rows,
-)
+from sparsify_onnx.affine import read_matrix, write_affine
+from sparsify_onnx.columns import input_rows, inputs, output_rows, outputs, rows_per_sample, sample_rows
+from sparsify_onnx.goals import Goal, find_goal
 from sparsify_onnx.graph import Floats, WeightLayer, reads
-from sparsify_onnx.hessian import Statistics, add_rows, damped_problem, empty, repair_problem, signal_to_noise
-from sparsify_onnx.masks import Pattern, Structure, lay
-from sparsify_onnx.sparsegpt import prune, sparsegpt
-from sparsify_onnx.stream import Moment, Stream
+from sparsify_onnx.hessian import Statistics, add_rows, empty
+from sparsify_onnx.joint import Options, solve_layer, sparsity_of
+from sparsify_onnx.stream import Moment, Stream, upstream
 
 ROWS_PER_COLUMN = 40  # calibration rows asked for, for each column of a layer's matrix
 ROWS_PER_SAMPLE = 64  # the least that one sample's rows are cut to
@@ -34,28 +26,39 @@ STATISTICS_BYTES = 512 << 20  # above it, parallel layers take turns
 
 
 @dataclass(frozen=True)
-class Options:
-    """Hold what `SparseGPTModifier` was asked for."""
-
-    structure: Structure
-    sparsity: float
-    block_size: int
-    dampening: float
-    refit: bool
-    keep_zeros: bool
-
-
-@dataclass(frozen=True)
 class Pruned:
-    """Report one layer: its share of zeros, its output's SQNR in dB, and its inputs that were zero on all samples."""
+    """Report one layer: its share of zeros, its output's SQNR in dB, and its inputs that were zero on all samples.
+
+    scales: of the int8 grid that its rows were rounded to, where they were.
+    """
 
     sparsity: float
     sqnr_db: float | None = None
     dead: int = 0
+    scales: Floats | None = None
 
     def facts(self) -> dict[str, float]:
         """Give what is known as a mapping."""
         return {"sparsity": self.sparsity} | ({} if self.sqnr_db is None else {"sqnr_db": self.sqnr_db})
+
+
+def solve(
+    dense: onnx.ModelProto, layers: Sequence[WeightLayer], options: Options, context: Context
+) -> tuple[onnx.ModelProto, dict[str, Pruned]]:
+    """Prune a copy of a model layer by layer; finished layers are kept in `context.checkpoint`."""
+    pruned = onnx.ModelProto()
+    pruned.CopyFrom(dense)
+    found: dict[str, Pruned] = {}
+    with tempfile.TemporaryDirectory(prefix="sparsify-") as folder, context.progress("pruning", len(layers)) as advance:
+        ends = {name for layer in layers for name in (layer.output, find_goal(dense, layer, ()).sum)}
+        stream = Stream(dense, pruned, context, Path(folder), upstream(pruned, sorted(ends)))
+        order = levels(pruned, layers)
+        for place, level in enumerate(order):
+            later = [layer for follower in order[place + 1 :] for layer in follower]
+            for layer, outcome in prune_level(stream, level, options, later):
+                found[layer.name] = outcome
+                advance()
+    return pruned, found
 
 
 def levels(model: onnx.ModelProto, layers: Sequence[WeightLayer]) -> list[list[WeightLayer]]:
@@ -88,7 +91,9 @@ def _split(layers: list[WeightLayer]) -> Iterator[list[WeightLayer]]:
         yield part
 
 
-def prune_level(stream: Stream, level: Sequence[WeightLayer], options: Options) -> Iterator[tuple[WeightLayer, Pruned]]:
+def prune_level(
+    stream: Stream, level: Sequence[WeightLayer], options: Options, later: Sequence[WeightLayer]
+) -> Iterator[tuple[WeightLayer, Pruned]]:
     """Prune the layers of one group, or take them from the checkpoint, writing each into the stream's pruned model.
 
     The samples are run even where every layer is taken from the checkpoint: what later layers see must not depend on
@@ -98,18 +103,23 @@ def prune_level(stream: Stream, level: Sequence[WeightLayer], options: Options) 
     matrices = {layer.name: finite_matrix(stream.compressed, layer) for layer in level}
     saved = {layer.name: context.checkpoint.load(layer.name) for layer in level}
     gathered = {layer.name: _nothing(layer) for layer in level if saved[layer.name] is None}
-    names = ([layer.output for layer in level], [layer.input for layer in level])
+    goals = {layer.name: _goal(stream, layer, (*level, *later), options) for layer in level}
+    others = [goal.other for goal in goals.values() if goal.other]
+    names = ([goal.sum for goal in goals.values()], [*(layer.input for layer in level), *others])
     for moment in stream.run(*names, advance=True):
         for layer in level:
             if layer.name in gathered:
-                _add(gathered[layer.name], layer, moment, context)
+                _add(gathered[layer.name], layer, goals[layer.name], moment, context)
     for layer in level:
         kept = saved[layer.name]
         if kept is None:
-            kept = _solve(stream.compressed, layer, matrices[layer.name], gathered.pop(layer.name), options)
+            kept = solve_layer(stream.compressed, layer, matrices[layer.name], gathered.pop(layer.name), options)
             context.checkpoint.save(layer.name, kept)
         write_affine(stream.compressed, layer, kept["weight"], kept["bias"] if options.refit else None)
-        yield layer, Pruned(sparsity_of(kept["weight"]), kept["sqnr_db"].item(), kept["dead"].item())
+        yield (
+            layer,
+            Pruned(sparsity_of(kept["weight"]), kept["sqnr_db"].item(), kept["dead"].item(), kept.get("scales")),
+        )
 
 
 def finite_matrix(model: onnx.ModelProto, layer: WeightLayer) -> Floats:
@@ -122,31 +132,17 @@ def finite_matrix(model: onnx.ModelProto, layer: WeightLayer) -> Floats:
     return matrix
 
 
-def sparsity_of(matrix: Floats) -> float:
-    """Return zeros ÷ weights."""
-    return 1 - int(np.count_nonzero(matrix)) / matrix.size
-
-
-def layer_pattern(layer: WeightLayer, structure: Structure) -> Pattern:
-    """Lay a structure over one group of a layer."""
-    kernel = kernel_positions(layer)
-    return lay(structure, kernel, inputs(layer) // kernel)
-
-
-def group_slices(layer: WeightLayer, zeros: int) -> Iterator[tuple[slice, int]]:
-    """Yield the rows of each convolution group, and its part of the zeros; the parts add up exactly."""
-    rows = outputs(layer) // layer.group
-    for index in range(layer.group):
-        due = round(zeros * (index + 1) / layer.group) - round(zeros * index / layer.group)
-        yield slice(index * rows, (index + 1) * rows), due
-
-
 def _nothing(layer: WeightLayer) -> Statistics:
     return empty(layer.group, outputs(layer) // layer.group, inputs(layer))
 
 
-def _add(statistics: Statistics, layer: WeightLayer, moment: Moment, context: Context) -> None:
-    x, y = moment.compressed[layer.input], moment.dense[layer.output]
+def _goal(stream: Stream, layer: WeightLayer, unsolved: Sequence[WeightLayer], options: Options) -> Goal:
+    return find_goal(stream.dense, layer, unsolved) if options.refit else Goal(layer.output)
+
+
+def _add(statistics: Statistics, layer: WeightLayer, goal: Goal, moment: Moment, context: Context) -> None:
+    other = moment.compressed[goal.other] if goal.other else None
+    x, y = moment.compressed[layer.input], goal.wanted(moment.dense[goal.sum], other)
     for whose, tensor in (("inputs", x), ("outputs in the dense model", y)):
         if not np.isfinite(tensor).all():
             raise StageError(
@@ -161,30 +157,3 @@ def _add(statistics: Statistics, layer: WeightLayer, moment: Moment, context: Co
         else np.arange(y.size // outputs(layer))
     )
     add_rows(statistics, input_rows(layer, x, y.shape, rows), output_rows(layer, y, rows))
-
-
-def _solve(
-    model: onnx.ModelProto, layer: WeightLayer, original: Floats, statistics: Statistics, options: Options
-) -> dict[str, NDArray[Any]]:
-    weights, bias = original.astype(np.float64), read_bias(model, layer).astype(np.float64)
-    pattern, free = layer_pattern(layer, options.structure), takes_bias(model, layer)
-    slices = group_slices(layer, options.structure.zeros(options.sparsity, weights.size))
-    for index, (rows, zeros) in enumerate(slices):
-        fixed = (weights[rows] == 0) & options.keep_zeros
-        gram, cross = statistics.gram[index], statistics.cross[index]
-        if options.refit:
-            problem = repair_problem(gram, cross, weights[rows], options.dampening, free)
-            weights[rows] = prune(problem, pattern, zeros, fixed, options.block_size)
-            if free:
-                bias[rows] = problem.mean_output - weights[rows] @ problem.mean_input
-        else:
-            problem = damped_problem(gram, weights[rows], options.dampening)
-            weights[rows] = sparsegpt(problem, pattern, zeros, fixed, options.block_size)[0]
-    shape = (layer.group, outputs(layer) // layer.group, -1)
-    ratio = signal_to_noise(statistics, weights.reshape(shape), bias.reshape(shape[:2]))
-    found = {"weight": weights.astype(np.float32), "bias": bias.astype(np.float32)}
-    return {**found, "sqnr_db": np.array(ratio), "dead": np.array(_dead_inputs(statistics))}
-
-
-def _dead_inputs(statistics: Statistics) -> int:
-    return int(np.count_nonzero(np.diagonal(statistics.gram, axis1=1, axis2=2)[:, :-1] == 0))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import onnx
@@ -13,18 +13,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from sparsify import Context, Model, RequestError
 
 from sparsify_onnx.affine import write_affine
-from sparsify_onnx.layerwise import (
-    Options,
-    Pruned,
-    finite_matrix,
-    group_slices,
-    layer_pattern,
-    levels,
-    prune_level,
-    sparsity_of,
-)
+from sparsify_onnx.allocation import allocate
+from sparsify_onnx.graph import WeightLayer
+from sparsify_onnx.joint import Options, group_slices, layer_pattern, sparsity_of
+from sparsify_onnx.layerwise import Pruned, finite_matrix, solve
 from sparsify_onnx.masks import Structure, choose, parse_structure
-from sparsify_onnx.stream import Stream, upstream
 from sparsify_onnx.targets import PRUNABLE, as_names, select_layers
 
 
@@ -68,7 +61,10 @@ class MagnitudePruningModifier(BaseModel):
 class SparseGPTModifier(BaseModel):
     """Zero the weights whose loss the others can make up for, and refit those against the dense model's outputs.
 
-    With `refit` off this is SparseGPT as published: each layer stays near its own original weights, and biases stay.
+    allocation: one sparsity for all layers, or spread by measured sensitivity so that it holds over all parameters, all
+    MACs or all layer time; layer_sparsity: that of single layers, over either. round_weights: put the weights that stay
+    onto QuantizationModifier's int8 grid in the same solve, so that later layers make up for rounding too. With `refit`
+    off this is SparseGPT as published: each layer stays near its own original weights, and biases stay.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,42 +77,70 @@ class SparseGPTModifier(BaseModel):
     dampening_frac: float = Field(0.001, ge=0)
     refit: bool = True
     preserve_sparsity_mask: bool = True
+    allocation: Literal["uniform", "parameters", "macs", "time"] = "uniform"
+    layer_sparsity: Mapping[str, Share] = Field(default_factory=dict)
+    round_weights: bool = False
 
     def apply(self, model: Model, context: Context) -> Model:
         """Return a pruned copy, solved layer by layer on the inputs that the layers pruned before it give.
 
-        Finished layers are kept in `context.checkpoint`. Raises RequestError for targets that match nothing or where
-        there are no calibration samples, StageError for NaN or infinite weights or activations.
+        facts: `pruned`, by layer; `weight_scales`, the int8 grids that layers were rounded to. Finished layers are kept
+        in `context.checkpoint`. Raises RequestError for targets that match nothing or where there are no calibration
+        samples, StageError for NaN or infinite weights or activations.
         """
         structure = parse_structure(self.mask_structure)
-        pruned = _copy(model.value)
-        layers = select_layers(pruned, self.targets, self.ignore)
+        layers = select_layers(model.value, self.targets, self.ignore)
         if layers and not len(context.calibration):
             raise RequestError(
                 "SparseGPTModifier has no calibration samples", fix="give at least one, with --calibration-samples"
             )
+        _refuse_unknown(self.layer_sparsity, layers)
         _note_structure(structure, self.mask_structure, self.sparsity, context)
-        options = Options(
-            structure, self.sparsity, self.block_size, self.dampening_frac, self.refit, self.preserve_sparsity_mask
-        )
-        found: dict[str, Pruned] = {}
-        with (
-            tempfile.TemporaryDirectory(prefix="sparsify-") as folder,
-            context.progress("pruning", len(layers)) as advance,
-        ):
-            wanted = upstream(pruned, [layer.output for layer in layers])
-            stream = Stream(model.value, pruned, context, Path(folder), wanted)
-            for level in levels(pruned, layers):
-                for layer, outcome in prune_level(stream, level, options):
-                    found[layer.name] = outcome
-                    advance()
-        dead = {name: outcome.dead for name, outcome in found.items() if outcome.dead}
-        if dead:
-            context.note(
-                f"{sum(dead.values())} inputs of {len(dead)} layers are zero on every calibration sample, "
-                f"most of them in {max(dead, key=lambda name: dead[name])}: their weights went first"
+        options = self._options(structure, {layer.name: self.sparsity for layer in layers})
+        if self.allocation != "uniform" and not structure.keep and len(layers) > 1:
+            shapes = model.facts.get("shapes", {})
+            options = replace(
+                options, sparsity=allocate(model.value, layers, options, self.allocation, context, shapes)
             )
-        return _result(model, pruned, found)
+        options = replace(options, sparsity={**options.sparsity, **self.layer_sparsity})
+        pruned, found = solve(model.value, layers, options, context)
+        _note_dead(found, context)
+        scales = {name: outcome.scales for name, outcome in found.items() if outcome.scales is not None}
+        result = _result(model, pruned, found)
+        return replace(
+            result, facts={**result.facts, "weight_scales": {**model.facts.get("weight_scales", {}), **scales}}
+        )
+
+    def _options(self, structure: Structure, sparsity: Mapping[str, float]) -> Options:
+        return Options(
+            structure=structure,
+            sparsity=sparsity,
+            block_size=self.block_size,
+            dampening=self.dampening_frac,
+            refit=self.refit,
+            keep_zeros=self.preserve_sparsity_mask,
+            rounded=self.round_weights,
+        )
+
+
+def _refuse_unknown(shares: Mapping[str, float], layers: Sequence[WeightLayer]) -> None:
+    known = [layer.name for layer in layers]
+    for name in shares:
+        if name not in known:
+            near = get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
+            raise RequestError(
+                f"layer_sparsity: '{name}' is none of the {len(known)} layers that are pruned",
+                fix=f"use a layer's name, such as {', '.join(near)}" if near else "remove `layer_sparsity`",
+            )
+
+
+def _note_dead(found: Mapping[str, Pruned], context: Context) -> None:
+    dead = {name: outcome.dead for name, outcome in found.items() if outcome.dead}
+    if dead:
+        context.note(
+            f"{sum(dead.values())} inputs of {len(dead)} layers are zero on every calibration sample, "
+            f"most of them in {max(dead, key=lambda name: dead[name])}: their weights went first"
+        )
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:

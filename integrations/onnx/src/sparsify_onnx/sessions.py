@@ -39,6 +39,20 @@ def open_model(
             return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+def open_profiled(model: onnx.ModelProto, prefix: Path, threads: int = 0) -> ort.InferenceSession:
+    """Open a model with every optimisation and ONNX Runtime's profiler, which writes a file named after `prefix`."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.enable_profiling = True
+    options.profile_file_prefix = str(prefix)
+    if weight_bytes(model) < PROTOBUF_BYTES:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    path = prefix.with_suffix(".onnx")
+    write_files(model, path, external=True)
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
 @contextmanager
 def _exposed(model: onnx.ModelProto, names: Sequence[str]) -> Iterator[None]:
     """Add outputs for the time of one serialization: a copy would double the memory of a large model."""
