@@ -12,6 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from sparsify_onnx.fixed import AFTER_SOFTMAX, CONVERSION, converts, weighs_softmax
+
 Floats = NDArray[np.float32]
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -102,11 +104,13 @@ def model_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
     """List the weighted layers in topological order; the first and the last are not prunable, nor depthwise ones.
 
-    Node names must be unique (`normalize.name_nodes`). A weight that anything else reads too is not prunable either.
+    Node names must be unique (`normalize.name_nodes`). A weight that anything else reads too is not prunable either,
+    nor are weights that are arithmetic; the layer before those may be the last.
     """
     constants = initializers(model)
     found = [layer for node in model.graph.node if (layer := _layer(node, constants)) is not None]
-    first, last = _ends(model, found)
+    fixed = _after_softmax(model, found, constants)
+    first, last = _ends(model, {layer.name: layer for layer in found if layer.name not in fixed}, fixed, constants)
     readers: dict[str, list[str]] = defaultdict(list)
     for node in model.graph.node:
         for name in reads(node) & constants.keys():
@@ -117,6 +121,7 @@ def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
             [name for name in readers[layer.weight] if name != layer.name],
             layer.name in first,
             layer.name in last,
+            fixed.get(layer.name, ""),
         )
         for layer in found
     )
@@ -152,30 +157,55 @@ def _layer(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> W
     )
 
 
-def _ends(model: onnx.ModelProto, layers: list[WeightLayer]) -> tuple[set[str], set[str]]:
-    """Find the layers with no weighted layer before them, and those with none after them."""
-    weighted = {layer.name for layer in layers}
+def _after_softmax(
+    model: onnx.ModelProto, layers: list[WeightLayer], constants: Mapping[str, onnx.TensorProto]
+) -> dict[str, str]:
+    makers, nodes = producers(model), {node.name: node for node in model.graph.node}
+    return {
+        layer.name: AFTER_SOFTMAX
+        for layer in layers
+        if layer.op != "ConvTranspose" and weighs_softmax(nodes[layer.name], layer.weight_input, constants, makers)
+    }
+
+
+def _ends(
+    model: onnx.ModelProto,
+    layers: Mapping[str, WeightLayer],
+    fixed: dict[str, str],
+    constants: Mapping[str, onnx.TensorProto],
+) -> tuple[set[str], set[str]]:
+    """Find the layers with no weighted layer before them, and those with none after them.
+
+    What follows all others and only converts coordinates is added to `fixed`.
+    """
     reached: set[str] = set()  # tensors that a weighted layer precedes
     first: set[str] = set()
     for node in model.graph.node:
         after = not reached.isdisjoint(reads(node))
-        if node.name in weighted and not after:
+        if node.name in layers and not after:
             first.add(node.name)
-        if after or node.name in weighted:
+        if after or node.name in layers:
             reached.update(node.output)
     leading: set[str] = set()  # tensors that a weighted layer follows
     last: set[str] = set()
     for node in reversed(model.graph.node):
         before = any(name in leading for name in node.output)
-        if node.name in weighted and not before:
-            last.add(node.name)
-        if before or node.name in weighted:
+        weighted = node.name in layers
+        if weighted and not before:
+            if node.name not in first and converts(constants[layers[node.name].weight]):
+                fixed[node.name] = CONVERSION
+                weighted = False
+            else:
+                last.add(node.name)
+        if before or weighted:
             leading |= reads(node)
     return first, last
 
 
-def _with_reason(layer: WeightLayer, others: list[str], first: bool, last: bool) -> WeightLayer:
-    reason = ""
+def _with_reason(layer: WeightLayer, others: list[str], first: bool, last: bool, fixed: str) -> WeightLayer:
+    reason = fixed
+    if reason:
+        return replace(layer, reason=reason)
     if layer.op == "ConvTranspose":
         reason = "transposed convolution"
     elif layer.group > 1:

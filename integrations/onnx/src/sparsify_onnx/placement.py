@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from sparsify_onnx.exclusions import Exclusions, Shapes, find_exclusions
 from sparsify_onnx.graph import WEIGHTED, WeightLayer, attributes, initializers, producers, reads, weight_layers
 
 # these move or select values, so their output keeps their input's grid
@@ -37,8 +38,9 @@ class Placement:
 
     nodes: every node that ONNX Runtime's writer is told to quantize. tensors: activations with a grid of their own.
     same: activations that take the grid of another, by name. absorbed: outputs of layers that a Relu or Clip follows,
-    which the rounding replaces. forced: those of `tensors` that the writer must be told of. reasons: `int8`, or why
-    not, for each weighted node.
+    which the rounding replaces. forced: those of `tensors` that the writer must be told of. exact: outputs of INT8
+    layers that are not rounded. reasons: `int8`, or why not, for each weighted node; excluded: the other nodes that
+    must stay float, and why.
     """
 
     layers: tuple[WeightLayer, ...]
@@ -47,7 +49,9 @@ class Placement:
     same: Mapping[str, str]
     absorbed: tuple[str, ...]
     forced: tuple[str, ...]
+    exact: tuple[str, ...]
     reasons: Mapping[str, str]
+    excluded: Mapping[str, str]
 
     def grid_of(self, tensor: str) -> str:
         """Name the tensor whose grid a quantized activation has."""
@@ -63,15 +67,24 @@ class _Graph:
     makers: Mapping[str, onnx.NodeProto]
     readers: Mapping[str, list[str]]  # node names; a graph output counts as a reader named ""
     captured: frozenset[str]  # tensors that subgraphs read; ONNX Runtime's writer does not see that they do
+    excluded: Exclusions
+
+    def gives(self, node: onnx.NodeProto) -> tuple[str, ...]:
+        """Name the outputs of an INT8 layer that are rounded."""
+        rounds = node.op_type == "Conv" and node.name not in self.excluded.outputs
+        return tuple(node.output) if rounds else ()
 
     def only_reader(self, tensor: str) -> str | None:
         readers = self.readers.get(tensor, [])
         return readers[0] if len(readers) == 1 else None
 
 
-def place(model: onnx.ModelProto, ignored: Collection[str] = ()) -> Placement:
-    """Quantize every layer ONNX Runtime has an INT8 kernel for, and what lies between two of them."""
-    graph = _view(model)
+def place(model: onnx.ModelProto, ignored: Collection[str] = (), shapes: Shapes | None = None) -> Placement:
+    """Quantize every layer ONNX Runtime has an INT8 kernel for, and what lies between two of them.
+
+    Left out is what the graph's structure says would break; `shapes`, of one sample, tell what that costs.
+    """
+    graph = _view(model, find_exclusions(model, shapes or {}))
     layers = {layer.name: layer for layer in weight_layers(model)}
     reasons = {n.name: _why_float(n, layers.get(n.name), graph, ignored) for n in graph.nodes if n.op_type in WEIGHTED}
     chosen = {name for name, reason in reasons.items() if not reason}
@@ -90,17 +103,19 @@ def place(model: onnx.ModelProto, ignored: Collection[str] = ()) -> Placement:
         same={name: same[name] for name in rounded if name in same},
         absorbed=tuple(sorted(absorbed)),
         forced=tuple(forced),
+        exact=tuple(node.output[0] for node in graph.nodes if node.name in chosen & graph.excluded.outputs.keys()),
         reasons={name: reason or "int8" for name, reason in reasons.items()},
+        excluded={name: reason for name, reason in graph.excluded.nodes.items() if name not in reasons},
     )
 
 
-def _view(model: onnx.ModelProto) -> _Graph:
+def _view(model: onnx.ModelProto, excluded: Exclusions) -> _Graph:
     readers: dict[str, list[str]] = {value.name: [""] for value in model.graph.output}
     for node in model.graph.node:
         for name in reads(node):
             readers.setdefault(name, []).append(node.name)
     captured = frozenset(name for node in model.graph.node for name in reads(node).difference(node.input))
-    return _Graph(tuple(model.graph.node), initializers(model), producers(model), readers, captured)
+    return _Graph(tuple(model.graph.node), initializers(model), producers(model), readers, captured, excluded)
 
 
 def _why_float(node: onnx.NodeProto, layer: WeightLayer | None, graph: _Graph, ignored: Collection[str]) -> str:
@@ -109,6 +124,8 @@ def _why_float(node: onnx.NodeProto, layer: WeightLayer | None, graph: _Graph, i
         return "ignored"
     if layer is None:
         return "no constant weight"
+    if node.name in graph.excluded.nodes:
+        return graph.excluded.nodes[node.name]
     if layer.op == "ConvTranspose":
         return "no INT8 kernel for transposed convolutions"
     if layer.input in graph.constants:
@@ -137,9 +154,9 @@ def _between(graph: _Graph, layers: Collection[str], ignored: Collection[str]) -
     integer: set[str] = set()
     candidates: set[str] = set()
     for node in graph.nodes:
-        if node.name in layers and node.op_type == "Conv":
-            integer.update(node.output)
-        elif node.name not in ignored and _follows(node, integer, graph):
+        if node.name in layers:
+            integer.update(graph.gives(node))
+        elif node.name not in ignored and node.name not in graph.excluded.nodes and _follows(node, integer, graph):
             candidates.add(node.name)
             integer.update(node.output)
     wanted = {layer.input[0] for layer in graph.nodes if layer.name in layers}
@@ -259,7 +276,7 @@ def _bounds(name: str, graph: _Graph, chosen: Collection[str]) -> tuple[float, f
 def _rounded(node: onnx.NodeProto, graph: _Graph) -> list[str]:
     """List the activations that the writer rounds at a node."""
     if node.op_type in WEIGHTED:
-        return [node.input[0], *(node.output if node.op_type == "Conv" else ())]
+        return [node.input[0], *graph.gives(node)]
     if node.op_type in JOINING:
         return [*(name for name in node.input if name not in graph.constants), *node.output]
     return [node.input[0], *node.output]

@@ -100,6 +100,8 @@ def _quantizer(
         sorted({node.op_type for node in model.graph.node if node.name in set(placement.nodes)}),
         {**OPTIONS, "TensorQuantOverrides": overrides},
     )
+    for name in placement.exact:  # what is no float, the writer leaves alone
+        quantizer.value_infos[name] = onnx.helper.make_tensor_value_info(name, TensorProto.BOOL, None)
     for name in placement.forced:
         quantizer.quantize_activation_tensor(name)
     written: onnx.ModelProto = quantizer.quantize_model()

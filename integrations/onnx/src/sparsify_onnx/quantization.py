@@ -60,7 +60,7 @@ class QuantizationModifier(BaseModel):
         value = own_constants(model.value)
         refuse_opset(value)
         ignored = ignored_nodes(value, self.ignore)
-        placement = place(value, ignored)
+        placement = place(value, ignored, shapes)
         if not placement.layers:
             raise RequestError(
                 "no layer of the model can run in INT8: " + _count_reasons(placement.reasons),
@@ -72,13 +72,14 @@ class QuantizationModifier(BaseModel):
         if held is None:
             context.checkpoint.save(name, pack(solution))
         _write_biases(value, placement, solution)
-        written = write_qdq(value, place(value, ignored), solution.grids, solution.weights)
+        written = write_qdq(value, place(value, ignored, shapes), solution.grids, solution.weights)
         notes = _notes(placement, solution)
         for line in notes:
             context.note(line)
         facts = {
             **model.facts,
             "quantized": dict(placement.reasons),
+            "excluded": dict(placement.excluded),
             "channel_scales": solution.divided,
             "notes": (*model.facts.get("notes", ()), *notes),
         }
@@ -166,4 +167,7 @@ def _notes(placement: Placement, solution: Solution) -> tuple[str, ...]:
     left = {name: reason for name, reason in placement.reasons.items() if reason != "int8"}
     line = f"INT8: {len(placement.layers)} layers, {len(placement.tensors)} activation grids"
     lines = [f"{line}, {len(solution.divided)} layers equalized" if solution.divided else line]
-    return (*lines, f"left in float: {_count_reasons(left)}") if left else tuple(lines)
+    lines += [f"left in float: {_count_reasons(left)}"] if left else []
+    lines += [f"{len(placement.exact)} INT8 layers give floats to heads and Softmax"] if placement.exact else []
+    kept = _count_reasons(placement.excluded)
+    return (*lines, f"not rounded between layers: {kept}") if placement.excluded else tuple(lines)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from sparsify_onnx.fixed import is_small
 from sparsify_onnx.graph import WEIGHTED, attributes, initializers, producers
 from sparsify_onnx.storage import without_initializers
 
@@ -115,7 +116,10 @@ def kind(tensor: TensorProto) -> str:
 
 
 def float_view(model: onnx.ModelProto, sources: Mapping[str, Source]) -> onnx.ModelProto:
-    """Copy the graph as the float model it stands for: layers with weights that have a shape but no data."""
+    """Copy the graph as the float model it stands for: layers with weights that have a shape but no data.
+
+    Weights of a few values keep them: they tell arithmetic from what was learned.
+    """
     view = without_initializers(model)
     for node in view.graph.node:
         integer = INTEGER.get(node.op_type)
@@ -126,13 +130,16 @@ def float_view(model: onnx.ModelProto, sources: Mapping[str, Source]) -> onnx.Mo
             del node.input[:]
             node.input.extend(inputs)
     for tensor in model.graph.initializer:
-        view.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        stub = view.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        if is_small(tensor):
+            stub.CopyFrom(tensor)
     stubs = initializers(view)
     for name, source in sources.items():
         stub = stubs.get(name) or view.graph.initializer.add(name=name)
-        stub.data_type = TensorProto.FLOAT
-        del stub.dims[:]
-        stub.dims.extend(source.dims)
+        if stub.data_type != TensorProto.FLOAT or tuple(stub.dims) != source.dims:
+            stub.Clear()
+            stub.name, stub.data_type = name, TensorProto.FLOAT
+            stub.dims.extend(source.dims)
     return view
 
 
