@@ -88,7 +88,7 @@ def test_what_was_given_up_is_said_in_every_report() -> None:
         "compressed size: 185 kB as asked, 214 kB kept",
         "time at batch 1: 0.350 ms as asked, 0.381 ms kept",
         "in float, too sensitive: fc",
-        "in float for their place in the graph: 1 nodes",
+        "in float for their place in the graph: 1 node",
     ]
     assert figures(metrics)["given_up"] == said
     for line in said:

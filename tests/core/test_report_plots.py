@@ -109,7 +109,7 @@ def test_sparsity_is_as_high_as_the_share_and_as_wide_as_the_weights() -> None:
     metrics = with_layers(sparsity=[0.25, 1.0, None], kept_dense=["", "", "first layer"])
     metrics["layers"][1]["shape"] = [10, 20]
     found = section(metrics, "Sparsity per layer")
-    heights = re.findall(r' y="[\d.]+%" height="([\d.]+)%"/><title>', found)
+    heights = re.findall(r' y="[\d.]+%" height="([\d.]+)%"/>\n<title>', found)
     widths = re.findall(r'class="whole" x="[\d.]+%" width="([\d.]+)%"', found)
     assert list(map(float, heights)) == [25, 100, 0]
     assert list(map(float, widths)) == [24.8, 49.8, 24.8]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from sparsify import report_figures
@@ -56,7 +57,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: one for name, one in vars(report_figures).items() if callable(one)}
+    environment.filters |= {name: one for name, one in vars(report_figures).items() if isinstance(one, FunctionType)}
     environment.filters["ticks"], environment.tests["known"] = ticks, report_figures.known
     return environment
 

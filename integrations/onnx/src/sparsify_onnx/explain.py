@@ -38,7 +38,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @app.command()
 def explain(
-    run: Annotated[Path, typer.Argument(help="a run folder, or its metrics.json", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="a run folder, or its metrics.json", metavar="RUN", show_default=False)],
     layers: Annotated[int, typer.Option(min=0, help="how many layers to show, the worst first; 0 = all")] = 15,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
