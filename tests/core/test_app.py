@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "PIL", "numpy", "scipy", "pydantic", "rich")
+HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "PIL", "numpy", "scipy", "pydantic", "rich", "jinja2")
 
 
 def sparsify(*arguments: str) -> subprocess.CompletedProcess[str]:

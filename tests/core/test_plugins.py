@@ -383,7 +383,7 @@ def test_a_broken_third_party_package_kills_no_command(add_plugin: Add, site: Pa
     assert checked.stdout.startswith("bad: bad.plugin: ValueError: boom (fix: ")
 
 
-HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "PIL", "numpy", "scipy")
+HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "PIL", "numpy", "scipy", "jinja2")
 
 
 @pytest.mark.parametrize(

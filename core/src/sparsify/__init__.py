@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sparsify.recipe import Recipe as Recipe
     from sparsify.recipe import Step as Step
     from sparsify.report_figures import speed_words as speed_words
+    from sparsify.report_pages import figures as figures
     from sparsify.talk import Talk as Talk
     from sparsify.timing import Candidate as Candidate
     from sparsify.timing import time_interleaved as time_interleaved
@@ -53,6 +54,7 @@ _PUBLIC = {
     "plugins": "Plugins install_command load_plugins missing",
     "recipe": "Recipe Step",
     "report_figures": "speed_words",
+    "report_pages": "figures",
     "talk": "Talk",
     "timing": "Candidate time_interleaved time_ratio",
 }

@@ -292,8 +292,7 @@ def time_runtime(plan: Plan, loaded: Loaded, runtime: str, artefact: Path, talk:
 
 def write_report(folder: RunFolder, metrics: Mapping[str, Any]) -> None:
     """Write report.md and report.html, then metrics.json, whose presence means that the run is finished."""
-    from sparsify.report_html import render_html
-    from sparsify.report_markdown import render_markdown
+    from sparsify.report_pages import render_html, render_markdown
 
     write_atomic(folder.path / "report.md", render_markdown(metrics))
     write_atomic(folder.path / "report.html", render_html(metrics))

@@ -66,4 +66,5 @@ def commands() -> Iterable[Entry]:
             "Check CPU, runtimes and packages, with the fix for each",
             aliases=("check-environment",),
         ),
+        Entry("explain", "sparsify_onnx.explain:app", "Say which layers cost accuracy or time, and why"),
     )
