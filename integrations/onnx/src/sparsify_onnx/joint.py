@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class Options:
     """Hold what `SparseGPTModifier` was asked for.
 
     sparsity: by layer. thorough: search for a better mask than SparseGPT's. rounded: onto the layer's int8 grid.
+    units: by layer, what one unit of each output was before equalizing; masks are chosen by errors in those units.
     """
 
     structure: Structure
@@ -35,6 +36,7 @@ class Options:
     keep_zeros: bool = True
     rounded: bool = False
     thorough: bool = True
+    units: Mapping[str, Floats] = field(default_factory=dict)
 
     def hasty(self) -> Options:
         """Give the options with which a solution costs little and still ranks sparsities rightly."""
@@ -46,12 +48,15 @@ def solve_layer(
 ) -> dict[str, NDArray[Any]]:
     """Return `weight`, `bias`, `sqnr_db`, `dead` (inputs that were always zero), and `scales` where it was rounded."""
     weights, bias = original.astype(np.float64), read_bias(model, layer).astype(np.float64)
+    units = np.asarray(options.units.get(layer.name, np.ones(len(weights))), dtype=np.float64)[:, None]
     scales = np.zeros(len(weights), dtype=np.float32)
     pattern, free = layer_pattern(layer, options.structure), takes_bias(model, layer) and options.refit
     slices = group_slices(layer, options.structure.zeros(options.sparsity[layer.name], weights.size))
     for index, (rows, zeros) in enumerate(slices):
         problem = _pose(statistics, index, weights[rows], free, options)
-        weights[rows] = _choose(problem, pattern, zeros, (weights[rows] == 0) & options.keep_zeros, options)
+        whole = replace(problem, target=problem.target * units[rows])
+        chosen = _choose(whole, pattern, zeros, (weights[rows] == 0) & options.keep_zeros, options)
+        weights[rows] = chosen / units[rows]
         if options.rounded:
             weights[rows], scales[rows] = _round(weights[rows], problem.hessian)
         if free:

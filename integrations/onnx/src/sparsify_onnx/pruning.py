@@ -96,7 +96,7 @@ class SparseGPTModifier(BaseModel):
             )
         _refuse_unknown(self.layer_sparsity, layers)
         _note_structure(structure, self.mask_structure, self.sparsity, context)
-        options = self._options(structure, {layer.name: self.sparsity for layer in layers})
+        options = self._options(structure, {layer.name: self.sparsity for layer in layers}, model)
         if self.allocation != "uniform" and not structure.keep and len(layers) > 1:
             shapes = model.facts.get("shapes", {})
             options = replace(
@@ -111,7 +111,7 @@ class SparseGPTModifier(BaseModel):
             result, facts={**result.facts, "weight_scales": {**model.facts.get("weight_scales", {}), **scales}}
         )
 
-    def _options(self, structure: Structure, sparsity: Mapping[str, float]) -> Options:
+    def _options(self, structure: Structure, sparsity: Mapping[str, float], model: Model) -> Options:
         return Options(
             structure=structure,
             sparsity=sparsity,
@@ -120,6 +120,7 @@ class SparseGPTModifier(BaseModel):
             refit=self.refit,
             keep_zeros=self.preserve_sparsity_mask,
             rounded=self.round_weights,
+            units=model.facts.get("channel_scales", {}),
         )
 
 

@@ -15,18 +15,20 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sparsify import Context, Model, RequestError
 
 from sparsify_onnx.affine import read_bias, write_affine
-from sparsify_onnx.calibration import Shapes, measure, measure_peaks
+from sparsify_onnx.calibration import Shapes, measure
 from sparsify_onnx.columns import column_order
 from sparsify_onnx.correction import measure_shifts
-from sparsify_onnx.equalize import equalize, find_channels
+from sparsify_onnx.equalization import equalize_layers
 from sparsify_onnx.graph import Floats, WeightLayer, channel_axis, from_matrix, initializers, to_matrix
 from sparsify_onnx.placement import Placement, place
 from sparsify_onnx.preparation import ignored_nodes, own_constants, refuse_opset
 from sparsify_onnx.qdq import Weight, write_qdq
 from sparsify_onnx.ranges import Grid, choose_range, grid
-from sparsify_onnx.rounding import Method, bias_floor, channel_scales, round_nearest, round_with_feedback
+from sparsify_onnx.rounding import LARGEST, Method, bias_floor, channel_scales, round_nearest, round_with_feedback
 from sparsify_onnx.solution import Solution, fingerprint, pack, unpack
 from sparsify_onnx.targets import as_names
+
+ON_GRID = 1e-3  # of a step: float32 holds an int8 multiple of its scale a hundred times better
 
 
 class QuantizationModifier(BaseModel):
@@ -68,7 +70,8 @@ class QuantizationModifier(BaseModel):
             )
         name = f"int8-{fingerprint(model.value, self.model_dump_json(), context)}"
         held = context.checkpoint.load(name)
-        solution = _solve(value, placement, self, context, shapes) if held is None else unpack(held)
+        given = model.facts.get("weight_scales", {})
+        solution = _solve(value, placement, self, context, shapes, given) if held is None else unpack(held)
         if held is None:
             context.checkpoint.save(name, pack(solution))
         _write_biases(value, placement, solution)
@@ -80,7 +83,7 @@ class QuantizationModifier(BaseModel):
             **model.facts,
             "quantized": dict(placement.reasons),
             "excluded": dict(placement.excluded),
-            "channel_scales": solution.divided,
+            "channel_scales": {**model.facts.get("channel_scales", {}), **solution.divided},
             "notes": (*model.facts.get("notes", ()), *notes),
         }
         return Model("onnx", written, facts)
@@ -91,17 +94,27 @@ def _count_reasons(reasons: Mapping[str, str]) -> str:
 
 
 def _solve(
-    model: onnx.ModelProto, placement: Placement, options: QuantizationModifier, context: Context, shapes: Shapes
+    model: onnx.ModelProto,
+    placement: Placement,
+    options: QuantizationModifier,
+    context: Context,
+    shapes: Shapes,
+    given: Mapping[str, Floats],
 ) -> Solution:
-    """Equalize, measure ranges and Hessians, round weights, and correct biases; changes the float model in place."""
-    divided = _equalize(model, placement, context, shapes) if options.equalize else {}
+    """Equalize, measure ranges and Hessians, round weights, and correct biases; changes the float model in place.
+
+    given: the scales of layers whose weights lie on their grid already; those are taken as they are.
+    """
+    free = {layer.name for layer in placement.layers} - given.keys()
+    divided = equalize_layers(model, placement, free, context, shapes) if options.equalize else {}
     weights: dict[str, Weight] = {}
     grids: dict[str, Grid] = {}
-    layers = placement.layers if options.feedback else ()
+    layers = [layer for layer in placement.layers if layer.name in free] if options.feedback else ()
     for statistics in measure(model, placement.tensors, layers, context, shapes):
         if not grids:
             ranges = partial(choose_range, method=options.ranges, percentile=options.percentile)
             grids = {name: grid(ranges(histogram)) for name, histogram in statistics.histograms.items()}
+            _keep_rounded(model, placement, grids, given, weights)
         due = [layer for layer in layers if layer.name in statistics.hessians]
         _round(model, placement, due, grids, options.weight_scale, statistics.hessians, weights)
     _round(model, placement, placement.layers, grids, options.weight_scale, {}, weights)
@@ -115,11 +128,32 @@ def _solve(
     return Solution(grids, weights, biases, divided)
 
 
-def _equalize(model: onnx.ModelProto, placement: Placement, context: Context, shapes: Shapes) -> dict[str, Floats]:
-    channels = find_channels(model, shapes, {layer.name for layer in placement.layers})
-    rounded = [name for name in (*placement.tensors, *placement.same) if name in channels.numbers]
-    free = [name for name in rounded if set(channels.numbers[name].tolist()) - channels.frozen]
-    return equalize(model, channels, measure_peaks(model, free, context, shapes), free) if free else {}
+def _keep_rounded(
+    model: onnx.ModelProto,
+    placement: Placement,
+    grids: Mapping[str, Grid],
+    given: Mapping[str, Floats],
+    weights: dict[str, Weight],
+) -> None:
+    """Take weights that pruning has put onto their grid, unless the scales would let the bias overflow."""
+    held = initializers(model)
+    for layer in placement.layers:
+        scales = given.get(layer.name)
+        if scales is None or (scales < _floor(model, layer, placement, grids)).any():
+            continue
+        steps = to_matrix(layer, numpy_helper.to_array(held[layer.weight])) / scales[:, None]
+        integers = np.rint(steps)
+        if np.abs(steps - integers).max(initial=0) < ON_GRID and np.abs(integers).max(initial=0) <= LARGEST:
+            stored: NDArray[Any] = from_matrix(layer, integers.astype(np.float32))
+            weights[layer.weight] = Weight(stored.astype(np.int8), scales, channel_axis(layer))
+
+
+def _floor(
+    model: onnx.ModelProto, layer: WeightLayer, placement: Placement, grids: Mapping[str, Grid]
+) -> NDArray[Any] | float:
+    if layer.bias is None:
+        return 0.0
+    return bias_floor(read_bias(model, layer), float(grids[placement.grid_of(layer.input)].scale))
 
 
 def _round(
@@ -137,13 +171,9 @@ def _round(
         if layer.weight in weights:
             continue
         users = [user for user in placement.layers if user.weight == layer.weight]
-        floors = [
-            bias_floor(read_bias(model, user), float(grids[placement.grid_of(user.input)].scale))
-            for user in users
-            if user.bias is not None
-        ]
         matrix = to_matrix(layer, numpy_helper.to_array(held[layer.weight]))
-        scales = channel_scales(matrix, method, np.max(floors, axis=0) if floors else 0.0)
+        floors = [np.broadcast_to(_floor(model, user, placement, grids), len(matrix)) for user in users]
+        scales = channel_scales(matrix, method, np.max(floors, axis=0))
         integers = round_nearest(matrix, scales)
         if layer.name in hessians and len(users) == 1:
             order = column_order(layer)
