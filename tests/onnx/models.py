@@ -25,6 +25,7 @@ class Builder:
     seed: int = 0
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
+    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
@@ -106,7 +107,7 @@ class Builder:
                 node.input[index] = output if name == result else name
         given = helper.make_tensor_value_info("input", kind, shape)
         made = helper.make_tensor_value_info(output, TensorProto.FLOAT, [shape[0], *[None] * (rank - 1)])
-        graph = helper.make_graph(self.nodes, "small", [given], [made], self.weights)
+        graph = helper.make_graph(self.nodes, "small", [given, *self.inputs], [made], self.weights)
         opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
         onnx.checker.check_model(model)

@@ -22,15 +22,19 @@ FAR = 1e4  # masks written as -10000, -1e9, the least float, or minus infinity
 
 
 def score_nodes(flow: Flow) -> dict[str, str]:
-    """Collect each Softmax, and what lies between it and the layer or product of activations before it."""
+    """Collect each Softmax, what lies between it and the layer or product of activations before it, and its use."""
     ends = [node for node in flow.nodes.values() if node.op_type in SOFTMAXES or _divides_by_sum(flow, node)]
 
     def back(node: NodeProto) -> Iterable[NodeProto]:
         if node.op_type in ELEMENTWISE and len([name for name in values(node) if name in flow.fed]) > 1:
             return ()  # two activations meet: the scores begin here
-        return [source for source in flow.sources[node.name] if _passes(source)]
+        return [source for source in flow.sources[node.name] if _passes(source) and source.output[0] in flow.fed]
 
-    return dict.fromkeys(flow.spread(ends, back), SCORES)
+    def onward(node: NodeProto) -> Iterable[NodeProto]:
+        # shares of one, most of them far below the largest, do not fit a grid; a factor of activations ends them
+        return [target for target in flow.targets[node.name] if _passes(target)] if node.op_type != "Mul" else ()
+
+    return dict.fromkeys([*flow.spread(ends, back), *flow.spread(ends, onward)], SCORES)
 
 
 def _passes(node: NodeProto) -> bool:
@@ -66,7 +70,7 @@ def _is_far(flow: Flow, node: NodeProto) -> bool:
 def position_nodes(flow: Flow) -> dict[str, str]:
     """Collect what is joined to activations without a layer before it, and the nodes that join it.
 
-    A float input of the model is data, as is a constant that has one value a channel.
+    A float input of the model is data, as is what ids look up, or a constant that has one value a channel.
     """
     found: dict[str, NodeProto] = {}
     for node in flow.nodes.values():

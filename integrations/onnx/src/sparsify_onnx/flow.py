@@ -33,8 +33,8 @@ INTEGERS = (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.
 class Flow:
     """Hold a graph as values see it.
 
-    sources, targets: the nodes before and after a node; before, after: those that a learned layer comes before, or
-    after; learned: the layers with learned weights; fixed: layers that are arithmetic.
+    sources, targets: the nodes before and after a node. learned: layers with learned weights, and look-ups of ids in
+    a table; fixed: layers that are arithmetic.
     """
 
     nodes: Mapping[str, NodeProto]
@@ -82,7 +82,7 @@ def view(model: onnx.ModelProto) -> Flow:
     constants, makers = initializers(model), producers(model)
     layers = {layer.name: layer for layer in weight_layers(model)}
     fixed = {name: layer.reason for name, layer in layers.items() if layer.reason in FIXED}
-    learned = frozenset(layers.keys() - fixed.keys())
+    learned = frozenset(layers.keys() - fixed.keys()) | _look_ups(model, constants)
     nodes = {node.name: node for node in model.graph.node}
     given = {
         name: [makers[source] for source in values(node) if _carries(makers, source)] for name, node in nodes.items()
@@ -110,6 +110,18 @@ def view(model: onnx.ModelProto) -> Flow:
         fed=frozenset(fed),
         led=frozenset(led),
     )
+
+
+def _look_ups(model: onnx.ModelProto, constants: Mapping[str, TensorProto]) -> frozenset[str]:
+    """Name the nodes that look something up in a constant table by numbers that the model is given."""
+    given = {value.name for value in model_inputs(model)}
+    found: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type not in ("Shape", "Size") and not given.isdisjoint(reads(node)):
+            given.update(node.output)
+            if node.op_type == "Gather" and node.input[0] in constants:
+                found.add(node.name)
+    return frozenset(found)
 
 
 def _carries(makers: Mapping[str, NodeProto], name: str) -> bool:

@@ -14,7 +14,7 @@ NORMALISING = "normalisation and its statistics"
 OPERATORS = (
     *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization", "LpNormalization"),
     *("SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "GroupNorm"),
-    *("MeanVarianceNormalization", "BatchNormalization", "LRN"),
+    *("MeanVarianceNormalization", "LRN"),
 )
 MEANS = ("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "GlobalAveragePool")
 LENGTHS = ("ReduceL2",)  # these are roots already
