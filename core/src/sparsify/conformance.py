@@ -11,14 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparsify.contracts import DatasetLoader, Metric, ModelFormat, UseCase
+from sparsify.contracts import DatasetLoader, Metric, ModelFormat, RecipeGenerator, UseCase
 from sparsify.errors import MissingLibraryError, PluginError, RequestError
 from sparsify.layout import check_package_init, check_plugin_module
 from sparsify.plugins import DISABLE, Offer, Plugin, Plugins, load_plugins, load_target, singular
 
 # what a target has to be: a function of these arguments, or a record of such functions
 FUNCTIONS: Mapping[str, str] = {
-    "recipe_generators": "experiment description",
     "trainers": "model modifiers data context",
     "exporters": "model",
     "runtimes": "path threads",
@@ -28,8 +27,9 @@ RECORDS: Mapping[str, tuple[type[Any], Mapping[str, str]]] = {
     "dataset_loaders": (DatasetLoader, {"recognises": "path", "load": "request"}),
     "model_loaders": (
         ModelFormat, {"load": "path", "save": "model path", "describe": "model",
-                      "compare": "reference candidate dataset batch_size"},
+                      "compare": "reference candidate dataset batch_size score"},
     ),
+    "recipe_generators": (RecipeGenerator, {"write": "experiment description", "rescue": "search recipe"}),
     "evaluators": (Metric, {"observe": "outputs targets", "reduce": "records"}),
 }  # fmt: skip
 # what an entry has to say besides its name, target and summary

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sparsify.data import Dataset
+    from sparsify.experiment import Experiment
+    from sparsify.recipe import Recipe
+    from sparsify.search import Search
 
     Arrays = Mapping[str, NDArray[Any]]
 
@@ -64,19 +67,24 @@ class Description:
     computing: int
 
 
+Score = Callable[[Model], Mapping[str, float]]
+
+
 @dataclass(frozen=True)
 class ModelFormat:
     """Adapt one model format.
 
     load(path) reads and checks a file. save(model, path) writes it atomically. describe(model) reads its structure.
-    compare(reference, candidate, dataset, batch_size) measures each layer's accumulated output error as SQNR in dB,
-    by layer name.
+    compare(reference, candidate, dataset, batch_size, score) measures by layer name `sqnr_db`, the error of its output
+    with all before it compressed too, and where it can `isolated_db`, with this layer compressed alone, `saturation`,
+    the share of its input's values beyond its grid, `ms_before`, `ms_after`, and by score(model), which gives `points`
+    lost and `kl`, `drop_if_alone` and `kl_if_alone`.
     """
 
     load: Callable[[Path], Model]
     save: Callable[[Model, Path], None]
     describe: Callable[[Model], Description]
-    compare: Callable[[Model, Model, Dataset, int], Mapping[str, float]]
+    compare: Callable[[Model, Model, Dataset, int, Score | None], Mapping[str, Mapping[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -187,6 +195,19 @@ class NoCheckpoint:
 
     def save(self, name: str, arrays: Arrays) -> None:
         """Do nothing."""
+
+
+@dataclass(frozen=True)
+class RecipeGenerator:
+    """Write recipes for one kind of experiment.
+
+    write(experiment, description) gives the recipe that was asked for. rescue(search, recipe) applies it where there is
+    a budget, looks for one that meets the budget where it misses, and returns the best with its model; it stores each
+    model that is the best so far, and appends what it tried to `search.rungs`.
+    """
+
+    write: Callable[[Experiment, Description], Recipe]
+    rescue: Callable[[Search, Recipe], tuple[Recipe, Model]] | None = None
 
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]

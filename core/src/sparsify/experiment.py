@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator  # noqa: TID253 - loaded by `run` only
 
 from sparsify.errors import RequestError
-from sparsify.levels import parse_budget, parse_level, parse_structure
+from sparsify.levels import parse_budget, parse_duration, parse_level, parse_structure
 
 Kind = Literal["one-shot", "training-aware", "sparse-transfer"]
 Count = Annotated[int, Field(gt=0)]
@@ -35,6 +35,11 @@ class Experiment(BaseModel):
     val_samples: Count | None = Field(None, description="use at most this many test samples")
     calibration_samples: Count = Field(512, description="samples that calibration may use")
     max_drop: str | None = Field(None, description="budget: points (1.0), share (1%), or none; default 2.0 points")
+    allocation: Literal["parameters", "macs", "time", "uniform"] = Field(
+        "parameters",
+        description="what the sparsity is a share of as it is spread by sensitivity; uniform = one for all",
+    )
+    time_budget: str | None = Field(None, description="cut the search for a better recipe after 90s, 10m, 1h")
     runtime: tuple[str, ...] = Field(("onnxruntime",), description="repeatable; the first one decides")
     threads: int = Field(0, ge=0, description="threads of a runtime session; 0 = all cores")
     seed: int = Field(0, ge=0, description="seed of every random choice")
@@ -55,6 +60,13 @@ class Experiment(BaseModel):
             return None
         parse_budget(str(value), agreement=False)
         return str(value)
+
+    @field_validator("time_budget")
+    @classmethod
+    def _duration(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_duration(value)
+        return value
 
     @field_validator("sparsity")
     @classmethod

@@ -52,7 +52,7 @@ class Hooks:
 
     @hookspec
     def recipe_generators(self) -> Iterable[Entry]:  # type: ignore[empty-body]
-        """Offer recipe generators, named after the kind; the target is `write(experiment, description) -> Recipe`."""
+        """Offer recipe generators, named after the kind; the target is a `sparsify.RecipeGenerator`."""
 
     @hookspec
     def modifiers(self) -> Iterable[Entry]:  # type: ignore[empty-body]

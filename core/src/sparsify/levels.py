@@ -62,6 +62,14 @@ def parse_budget(value: str | None, *, agreement: bool) -> Budget:
     return Budget(float(text.rstrip("%")), text)
 
 
+def parse_duration(value: str) -> float:
+    """Read `--time-budget` as seconds: `90s`, `10m`, `1.5h`; raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(value).strip().lower())
+    if not found or not float(found[1]):
+        raise ValueError(f"'{value}' is no duration; give seconds, minutes or hours such as 90s, 10m, 1h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
 def parse_structure(value: str) -> str:
     """Read `--sparsity`: unstructured, N:M, or RxC (`block4` is 1x4); raises ValueError."""
     text = str(value).strip().lower()

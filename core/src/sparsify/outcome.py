@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsify.contracts import Data, Description, Layer, Metric, Model
+from sparsify.contracts import Data, Description, Metric, Model
 from sparsify.errors import ExitCode
 from sparsify.evaluation import Evaluation, Pair
 from sparsify.levels import parse_budget
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
 SLOWER = 1.02  # lower 95 % bound of the time ratio to the best float configuration
 CHANCE_FACTOR = 1.5
+LAYER_FIGURES = ("sqnr_db", "isolated_db", "saturation", "drop_if_alone", "kl_if_alone")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Hold what verify measured; timings by runtime, then `baseline` and `optimized`; errors in dB by layer."""
+    """Hold what verify measured: timings by runtime, then `baseline` and `optimized`; errors by layer."""
 
     pair: Pair
     timings: Mapping[str, Mapping[str, Timing]]
-    errors: Mapping[str, float]
+    errors: Mapping[str, Mapping[str, float]]
 
     def ratio(self, runtime: str) -> Ratio:
         """Return the time of the optimized model ÷ the baseline's on a runtime."""
@@ -45,12 +46,12 @@ def build_metrics(
     measured: Measured,
     stages: Sequence[Mapping[str, Any]],
     notes: Sequence[str],
+    rungs: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Build what metrics.json holds (DESIGN §6), and a few keys more for the report."""
     asked, pair = plan.experiment, measured.pair
     artefact, description = plan.folder.model, plan.model_format.describe(model)
-    deciding, (score, new_score) = judged(plan.metrics, pair)
-    drop = score - new_score if deciding == "agreement" or plan.metrics[0].higher_is_better else new_score - score
+    deciding, score, new_score, drop = drop_of(plan.metrics, pair)
     budget = parse_budget(asked.max_drop, agreement=deciding == "agreement")
     ratio = measured.ratio(asked.runtime[0])
     points, slower = budget.resolved(score), ratio.low > SLOWER
@@ -74,6 +75,8 @@ def build_metrics(
         "samples": loaded.splits.counts(),
         "unreadable": dict(loaded.splits.test.unreadable),
         "layers": _layers(loaded.description, description, measured.errors, model),
+        "rungs": list(rungs),
+        "excluded": [{"name": name, "reason": reason} for name, reason in model.facts.get("excluded", {}).items()],
         "stages": list(stages),
         "speedup": {name: round(1 / measured.ratio(name).value, 3) for name in measured.timings},
         "speedup_interval": [round(1 / ratio.high, 3), round(1 / ratio.low, 3)],
@@ -87,7 +90,7 @@ def build_metrics(
 def _compression(after: Description, side: Mapping[str, Any], deciding_runtime: str) -> dict[str, Any]:
     latency = side["latency"][deciding_runtime]
     return {
-        "sparsity": _sparsity([layer for layer in after.layers if layer.eligible]),
+        "sparsity": sparsity_of(after),
         "sparsity_file": round(after.zeros / after.parameters, 6) if after.parameters else 0.0,
         "quantized": {"int8": latency["int8_executed"], "of": latency["of"]},
     }
@@ -100,6 +103,13 @@ def judged(metrics: Sequence[Metric], pair: Pair) -> tuple[str, tuple[float, flo
         return name, (pair.baseline.values[name], pair.candidate.values[name])
     top1 = pair.agreement["top1"]
     return "agreement", (100.0, top1 if top1 is not None else 100 * (pair.agreement["cosine"] or 0.0))
+
+
+def drop_of(metrics: Sequence[Metric], pair: Pair) -> tuple[str, float, float, float]:
+    """Name the deciding metric, its value before and after, and how many points were lost."""
+    name, (before, after) = judged(metrics, pair)
+    falls = name == "agreement" or metrics[0].higher_is_better
+    return name, before, after, before - after if falls else after - before
 
 
 def judge(*, changed: bool, verified: bool, drop: float, budget: float | None, slower: bool) -> str:
@@ -155,12 +165,16 @@ def _latency(timing: Timing, computing: int) -> dict[str, Any]:
     }
 
 
-def _sparsity(layers: Sequence[Layer]) -> float:
+def sparsity_of(description: Description) -> float:
+    """Return zeros ÷ weights of the layers eligible for pruning."""
+    layers = [layer for layer in description.layers if layer.eligible]
     weights = sum(layer.parameters for layer in layers)
     return round(sum(layer.sparsity * layer.parameters for layer in layers) / weights, 6) if weights else 0.0
 
 
-def _layers(dense: Description, after: Description, errors: Mapping[str, float], model: Model) -> list[dict[str, Any]]:
+def _layers(
+    dense: Description, after: Description, errors: Mapping[str, Mapping[str, float]], model: Model
+) -> list[dict[str, Any]]:
     now = {layer.name: layer for layer in after.layers}
     why_float = model.facts.get("quantized", {})
     return [
@@ -170,8 +184,8 @@ def _layers(dense: Description, after: Description, errors: Mapping[str, float],
             "shape": list(layer.shape),
             "sparsity": round(current.sparsity, 6),
             "precision": current.precision,
-            "sqnr_db": errors.get(layer.name),
-            "drop_if_alone": None,
+            **{key: errors.get(layer.name, {}).get(key) for key in LAYER_FIGURES},
+            "ms": {side: errors.get(layer.name, {}).get(f"ms_{side}") for side in ("before", "after")},
             "macs": layer.macs,
             "kept_dense": layer.reason,
             "kept_float": "" if current.precision == "int8" else str(why_float.get(layer.name, "")),

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
-from sparsify.contracts import Context, Data, DataRequest, Description, Metric, Model, Session, TensorSpec
-from sparsify.data import spool
+from sparsify.applying import convert, make_context
+from sparsify.contracts import Data, DataRequest, Description, Metric, Model, TensorSpec
 from sparsify.errors import RequestError, StageError
-from sparsify.evaluation import evaluate, evaluate_pair
+from sparsify.evaluation import evaluate
 from sparsify.experiment import Experiment
-from sparsify.modifiers import resolve_modifiers
 from sparsify.outcome import SLOWER, Measured, build_metrics, exit_code, near_chance
 from sparsify.plugins import Plugins, load_plugins
 from sparsify.recipe import Recipe, dump_recipe
 from sparsify.resolve import Plan, request_of, resolve
 from sparsify.run_folder import RunFolder, file_hash, write_atomic, write_json, write_yaml
+from sparsify.search import Search, compress, evaluate_beside_baseline, open_deciding, score, time_beside_baseline
 from sparsify.splits import Splits, draw_splits
 from sparsify.stages import stage
 from sparsify.talk import Talk
-from sparsify.timing import BLOCKS, Candidate, Timing, time_interleaved, time_ratio
+from sparsify.timing import BLOCKS, Timing, time_ratio
 
 BATCH = 8  # large enough for BLAS, small enough that one batch of activations is a modest share of memory
 
@@ -75,7 +75,7 @@ def run(
 ) -> Result:
     """Run an experiment to a verified artefact; raises SparsifyError. A missed budget is a result, not an error."""
     plugins, talk = plugins or load_plugins(), talk or Talk()
-    records: list[dict[str, Any]] = []
+    started, records = monotonic(), list[dict[str, Any]]()
     notes = Notes(talk)
     timed = partial(stage, plugins=plugins, talk=talk, records=records)
     with timed("resolve"):
@@ -88,13 +88,16 @@ def run(
     with timed("recipe"):
         recipe = write_recipe(plan, loaded)
     with timed("apply"):
-        model = apply(plan, loaded, recipe, talk, notes)
+        context = make_context(plan, loaded, talk, notes)
+        search = Search(plan, loaded, context, talk, partial(export, plan, loaded), started)
+        recipe, model = compress(search, recipe)
     with timed("export"):
+        record_recipe(plan, recipe)
         artefact = export(plan, loaded, model)
     with timed("verify"):
         measured = verify(plan, loaded, model, artefact, talk)
     with timed("report"):
-        metrics = build_metrics(plan, loaded, recipe, model, measured, records, notes.lines)
+        metrics = build_metrics(plan, loaded, recipe, model, measured, records, notes.lines, search.rungs)
         write_report(plan.folder, metrics)
     observe(plugins, talk, plan.folder.path, metrics)
     return Result(plan.folder.path, metrics["verdict"], exit_code(metrics["verdict"]), metrics)
@@ -160,12 +163,6 @@ def _held_out(plan: Plan, request: DataRequest, data: Data) -> Data | None:
     return held_out
 
 
-def open_deciding(plan: Plan, path: Path) -> closing[Session]:
-    """Open a model on the runtime that decides, for a `with` block."""
-    open_session = plan.plugins.load("runtimes", plan.experiment.runtime[0])
-    return closing(open_session(path, plan.experiment.threads))
-
-
 def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> None:
     """Measure the model as it came, before anything is changed, and warn where it is no better than guessing."""
     test = loaded.splits.test
@@ -176,9 +173,8 @@ def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> No
                 batch_size=loaded.batch_size, pad=loaded.fixed_batch, progress=talk.progress,
             )  # fmt: skip
     except StageError:
-        plan.model_format.compare(
-            loaded.model, loaded.model, test, loaded.batch_size
-        )  # names the layer where NaN starts
+        # names the layer where NaN starts
+        plan.model_format.compare(loaded.model, loaded.model, test, loaded.batch_size, None)
         raise
     shown = ", ".join(f"{name} {value:.2f}" for name, value in baseline.values.items()) or "no labels"
     notes(f"baseline on {baseline.samples} test samples: {shown}")
@@ -195,49 +191,16 @@ def write_recipe(plan: Plan, loaded: Loaded) -> Recipe:
     """Take the user's recipe or generate one, and put it on disk."""
     asked, recipe = plan.experiment, plan.recipe
     if recipe is None:
-        recipe = plan.plugins.load("recipe_generators", asked.kind)(asked, loaded.description)
-    header = f"{asked.kind}, {plan.use_case_name}, optim-level {asked.optim_level:g}"
-    write_atomic(plan.folder.path / "recipe.yaml", dump_recipe(recipe, header))
+        recipe = plan.plugins.load("recipe_generators", asked.kind).write(asked, loaded.description)
+    record_recipe(plan, recipe)
     return recipe
 
 
-def apply(plan: Plan, loaded: Loaded, recipe: Recipe, talk: Talk, notes: Notes) -> Model:
-    """Apply the post-training modifiers one at a time; finished layers survive a kill in the run folder."""
-    model = loaded.model
-    steps = resolve_modifiers(recipe, plan.plugins, plan.experiment.kind)
-    calibration = loaded.splits.calibration
-    if steps:
-        calibration = spool(calibration, plan.folder.state / "calibration")
-    for index, (step, modifier) in enumerate(steps):
-        context = Context(
-            calibration=calibration,
-            selection=loaded.splits.selection,
-            batch_size=loaded.batch_size,
-            seed=plan.experiment.seed,
-            threads=plan.experiment.threads,
-            checkpoint=plan.folder.checkpoint(f"{index}-{step.name}"),
-            kept=plan.folder.measurements,
-            progress=talk.progress,
-            note=notes,
-        )
-        talk.say(f"{step.name} ({index + 1} of {len(steps)})")
-        model = convert(model, plan.plugins.find("modifiers", step.name, "post-training").entry.accepts, plan.plugins)
-        model = modifier.apply(model, context)
-    return model
-
-
-def convert(model: Model, accepted: tuple[str, ...], plugins: Plugins) -> Model:
-    """Bring a model into one of these formats by one exporter; raises RequestError where none does it."""
-    if not accepted or model.format in accepted:
-        return model
-    for offer in plugins.offers("exporters"):
-        if model.format in offer.entry.accepts and offer.entry.returns in accepted:
-            exported: Model = plugins.load("exporters", offer.entry.name)(model)
-            return exported
-    raise RequestError(
-        f"no exporter turns a {model.format} model into {' or '.join(accepted)}",
-        fix="install an integration that exports this format, see `sparsify plugins list`",
-    )
+def record_recipe(plan: Plan, recipe: Recipe) -> None:
+    """Write recipe.yaml."""
+    asked = plan.experiment
+    header = f"{asked.kind}, {plan.use_case_name}, optim-level {asked.optim_level:g}"
+    write_atomic(plan.folder.path / "recipe.yaml", dump_recipe(recipe, header))
 
 
 def export(plan: Plan, loaded: Loaded, model: Model) -> Path:
@@ -262,29 +225,19 @@ def export(plan: Plan, loaded: Loaded, model: Model) -> Path:
 
 def verify(plan: Plan, loaded: Loaded, model: Model, artefact: Path, talk: Talk) -> Measured:
     """Load the written file, measure it beside the baseline on the test samples, and time both interleaved."""
-    with open_deciding(plan, plan.model_path) as before, open_deciding(plan, artefact) as after:
-        pair = evaluate_pair(
-            before, after, loaded.splits.test, loaded.metrics,
-            batch_size=loaded.batch_size, pad=loaded.fixed_batch, progress=talk.progress,
-        )  # fmt: skip
+    pair = evaluate_beside_baseline(plan, loaded, artefact, loaded.splits.test, talk.progress)
     unseen = loaded.splits.selection or loaded.splits.calibration  # no solver has seen the selection samples
-    errors = plan.model_format.compare(loaded.model, model, unseen.take(unseen.keys[:64]), loaded.batch_size)
+    judge = partial(score, plan, loaded, unseen.take(unseen.keys[:128]))
+    errors = plan.model_format.compare(loaded.model, model, unseen.take(unseen.keys[:64]), loaded.batch_size, judge)
     timings = {name: time_runtime(plan, loaded, name, artefact, talk) for name in plan.experiment.runtime}
     return Measured(pair, timings, errors)
 
 
-def time_runtime(plan: Plan, loaded: Loaded, runtime: str, artefact: Path, talk: Talk) -> dict[str, Timing]:
+def time_runtime(plan: Plan, loaded: Loaded, runtime: str, artefact: Path, talk: Talk) -> Mapping[str, Timing]:
     """Time baseline and artefact on one runtime, interleaved, at batch 1 (or the model's fixed batch)."""
-    open_session, threads = plan.plugins.load("runtimes", runtime), plan.experiment.threads
-    batch = loaded.batch_size if loaded.fixed_batch else 1
-    inputs = next(iter(loaded.splits.test.batches(batch, pad=True))).inputs
-    paths = {"baseline": plan.model_path, "optimized": artefact}
-    candidates = [Candidate(name, partial(open_session, path, threads)) for name, path in paths.items()]
-    timings: dict[str, Timing] = {}
+    timings: Mapping[str, Timing] = {}
     for blocks in (BLOCKS, 3 * BLOCKS):  # a busy machine can look like a slow model: look longer before saying so
-        timings = time_interleaved(
-            candidates, inputs, batch=batch, threads=threads, blocks=blocks, progress=talk.progress
-        )
+        timings = time_beside_baseline(plan, loaded, runtime, artefact, blocks, talk.progress)
         if time_ratio(timings["optimized"], timings["baseline"]).low <= SLOWER:
             break
     return timings

@@ -10,7 +10,7 @@ from sparsify.contracts import Data
 from sparsify.data import Dataset
 from sparsify.errors import RequestError
 
-SELECTION_MAX = 256
+SELECTION_MAX = 1024  # a point is 10 of them: fewer cannot tell recipes apart
 TEST_SHARE = 0.4  # of a folder without splits
 SELECTION_SHARE = 0.1
 MIN_TEST = 10  # fewer samples than this decide nothing

@@ -52,7 +52,7 @@ def write(model: Model, optim_level: Level = "0.5", sparsity: Shape = "unstructu
     experiment = make_experiment({**request, "optim_level": optim_level, "sparsity": sparsity})
     plugins, path = load_plugins(), existing(model, "--model")
     adapter = find_format(path, plugins)
-    recipe = plugins.load("recipe_generators", experiment.kind)(experiment, adapter.describe(adapter.load(path)))
+    recipe = plugins.load("recipe_generators", experiment.kind).write(experiment, adapter.describe(adapter.load(path)))
     text = dump_recipe(recipe, f"one-shot, {path.name}, optim-level {experiment.optim_level:g}")
     _say_notes(recipe)
     if output is None:

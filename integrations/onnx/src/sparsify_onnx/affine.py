@@ -49,7 +49,7 @@ def read_bias(model: onnx.ModelProto, layer: WeightLayer) -> Floats:
 
 def takes_bias(model: onnx.ModelProto, layer: WeightLayer) -> bool:
     """Say whether a bias can be changed without a new node: Conv and Gemm take one, MatMul where an Add follows."""
-    return layer.op != "MatMul" or _adder(model, layer) is not None
+    return layer.op != "MatMul" or adder(model, layer) is not None
 
 
 def write_affine(model: onnx.ModelProto, layer: WeightLayer, matrix: Floats, bias: Floats | None = None) -> None:
@@ -60,13 +60,13 @@ def write_affine(model: onnx.ModelProto, layer: WeightLayer, matrix: Floats, bia
     if layer.op == "Gemm":
         stored /= np.float32(_factor(layer, "alpha"))
     write_initializer(model, layer.weight, from_matrix(layer, stored))
-    adder = _adder(model, layer) if layer.op == "MatMul" else None
-    if bias is None or (layer.op == "MatMul" and adder is None):
+    follower = adder(model, layer) if layer.op == "MatMul" else None
+    if bias is None or (layer.op == "MatMul" and follower is None):
         return
-    if adder is not None:
-        place = 1 - list(adder.input).index(layer.output)
-        added = numpy_helper.to_array(initializers(model)[adder.input[place]])
-        _give(model, adder, place, (added + bias.reshape(added.shape)).astype(np.float32))
+    if follower is not None:
+        place = 1 - list(follower.input).index(layer.output)
+        added = numpy_helper.to_array(initializers(model)[follower.input[place]])
+        _give(model, follower, place, (added + bias.reshape(added.shape)).astype(np.float32))
         return
     while len(node.input) < 3:
         node.input.append("")
@@ -99,7 +99,7 @@ def _row(model: onnx.ModelProto, name: str, layer: WeightLayer) -> Floats | None
     return values.reshape(-1) if values.shape[-1:] == (outputs(layer),) == (values.size,) else None
 
 
-def _adder(model: onnx.ModelProto, layer: WeightLayer) -> onnx.NodeProto | None:
+def adder(model: onnx.ModelProto, layer: WeightLayer) -> onnx.NodeProto | None:
     """Find the Add of one constant per output that alone reads a MatMul with its weight on the right."""
     readers = _readers(model, layer.output)
     if layer.weight_input == 0 or [node.op_type for node in readers] != ["Add"]:

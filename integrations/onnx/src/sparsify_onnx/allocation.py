@@ -71,7 +71,7 @@ def layer_costs(
     found = (
         {layer.name: float(count_macs(layer, shapes)) for layer in layers}
         if kind == "macs"
-        else layer_times(model, layers, context)
+        else layer_times(model, [layer.name for layer in layers], context)
     )
     least = min((value for value in found.values() if value), default=1.0)
     return {layer.name: found.get(layer.name) or least for layer in layers}  # what is unknown counts as cheap

@@ -162,8 +162,8 @@ def _constant(name: str, constants: Mapping[str, onnx.TensorProto]) -> NDArray[n
 
 def equalize(
     model: onnx.ModelProto, channels: Channels, peaks: Mapping[str, Floats], rounded: Iterable[str]
-) -> dict[str, Floats]:
-    """Rescale weights and biases in place, and return what each layer's output channels were divided by.
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Rescale weights and biases in place; returns by layer what outputs, and what inputs, were divided by.
 
     peaks: the largest magnitude of each channel; rounded: the tensors with a grid.
     """
@@ -177,19 +177,22 @@ def equalize(
     factors = np.exp(STRENGTH * logs / np.maximum(counts, 1))
     factors = np.maximum(factors, 1 / LARGEST_FACTOR)
     factors[[channels.root(number) for number in channels.frozen]] = 1.0
-    divided: dict[str, Floats] = {}
+    outputs: dict[str, Floats] = {}
+    inputs: dict[str, Floats] = {}
     for layer in weight_layers(model):
         out = factors[channels.roots(layer.output)] if layer.output in channels.numbers else None
         into = factors[channels.roots(layer.input)] if layer.input in channels.numbers else None
-        _rescale(model, layer, out, into)
-        if out is not None and (out != 1).any():
-            divided[layer.name] = out.astype(np.float32)
-    return divided
+        rescale(model, layer, out, into)
+        for found, factor in ((outputs, out), (inputs, into)):
+            if factor is not None and (factor != 1).any():
+                found[layer.name] = factor.astype(np.float32)
+    return outputs, inputs
 
 
-def _rescale(
+def rescale(
     model: onnx.ModelProto, layer: WeightLayer, out: NDArray[np.float64] | None, into: NDArray[np.float64] | None
 ) -> None:
+    """Divide a layer's outputs, and multiply its inputs, by one factor a channel, in place."""
     held = initializers(model)
     if out is not None and (out != 1).any():
         stored = numpy_helper.to_array(held[layer.weight])

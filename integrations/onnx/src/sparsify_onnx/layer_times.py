@@ -14,7 +14,7 @@ import onnx
 from sparsify import Context
 
 from sparsify_onnx.describe import fixed_batch
-from sparsify_onnx.graph import WEIGHTED, WeightLayer, consumers
+from sparsify_onnx.graph import WEIGHTED, consumers
 from sparsify_onnx.sessions import open_profiled
 
 KEPT = "layer-times"
@@ -23,7 +23,7 @@ EVENT = re.compile(r"^(?P<name>.+?)(_nchwc|_token_\d+|_quant)*_kernel_time$")
 FUSED = ("Relu", "Clip", "Add", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "QuantizeLinear", "DequantizeLinear")
 
 
-def layer_times(model: onnx.ModelProto, layers: Sequence[WeightLayer], context: Context) -> dict[str, float]:
+def layer_times(model: onnx.ModelProto, layers: Sequence[str], context: Context) -> dict[str, float]:
     """Return milliseconds by layer at batch 1, or the model's fixed batch; what the profile misses is left out.
 
     Measured once: the figures are kept in `context.kept`, and taken from there.
@@ -36,7 +36,7 @@ def layer_times(model: onnx.ModelProto, layers: Sequence[WeightLayer], context: 
     return dict(zip(held["layers"].tolist(), held["ms"].tolist(), strict=True))
 
 
-def _profile(model: onnx.ModelProto, layers: Sequence[WeightLayer], context: Context) -> dict[str, float]:
+def _profile(model: onnx.ModelProto, layers: Sequence[str], context: Context) -> dict[str, float]:
     size = fixed_batch(model)
     inputs = next(iter(context.calibration.batches(size or 1, pad=size > 0))).inputs
     with tempfile.TemporaryDirectory(prefix="sparsify-") as folder:
@@ -49,7 +49,7 @@ def _profile(model: onnx.ModelProto, layers: Sequence[WeightLayer], context: Con
         found = EVENT.match(event.get("name", "")) if event.get("cat") == "Node" else None
         if found:
             took.setdefault(found["name"], []).append(event["dur"] / 1000)
-    names = aliases(model, [layer.name for layer in layers])
+    names = aliases(model, layers)
     return {names[name]: median(runs[-RUNS:]) for name, runs in took.items() if name in names}
 
 

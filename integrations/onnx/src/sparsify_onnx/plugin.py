@@ -27,6 +27,14 @@ def modifiers() -> Iterable[Entry]:
             phase=AFTER,
         ),
         Entry(
+            "EqualizationModifier",
+            "sparsify_onnx.equalization:EqualizationModifier",
+            "even out the channels that will share an INT8 grid; the function stays",
+            accepts=ONNX,
+            returns="onnx",
+            phase=AFTER,
+        ),
+        Entry(
             "SparseGPTModifier",
             "sparsify_onnx.pruning:SparseGPTModifier",
             "zero the weights whose loss the others can make up for, and refit them (Frantar & Alistarh 2023)",
@@ -47,7 +55,7 @@ def modifiers() -> Iterable[Entry]:
 
 @hookimpl
 def recipe_generators() -> Iterable[Entry]:
-    return (Entry("one-shot", "sparsify_onnx.recipe:write", "the recipe that --optim-level asks for"),)
+    return (Entry("one-shot", "sparsify_onnx.recipe:GENERATOR", "the recipe that --optim-level asks for"),)
 
 
 @hookimpl

@@ -18,13 +18,20 @@ from sparsify_onnx.affine import read_bias, write_affine
 from sparsify_onnx.calibration import Shapes, measure
 from sparsify_onnx.columns import column_order
 from sparsify_onnx.correction import measure_shifts
-from sparsify_onnx.equalization import equalize_layers
+from sparsify_onnx.equalization import EqualizationModifier
 from sparsify_onnx.graph import Floats, WeightLayer, channel_axis, from_matrix, initializers, to_matrix
 from sparsify_onnx.placement import Placement, place
 from sparsify_onnx.preparation import ignored_nodes, own_constants, refuse_opset
 from sparsify_onnx.qdq import Weight, write_qdq
 from sparsify_onnx.ranges import Grid, choose_range, grid
-from sparsify_onnx.rounding import LARGEST, Method, bias_floor, channel_scales, round_nearest, round_with_feedback
+from sparsify_onnx.rounding import (
+    LARGEST,
+    bias_floor,
+    channel_scales,
+    descend_groups,
+    round_nearest,
+    round_with_feedback,
+)
 from sparsify_onnx.solution import Solution, fingerprint, pack, unpack
 from sparsify_onnx.targets import as_names
 
@@ -36,8 +43,9 @@ class QuantizationModifier(BaseModel):
 
     ranges: how an activation's range is chosen; percentile: its share in per cent, for `percentile` only. ignore: names
     or `re:` patterns of nodes left in float. weight_scale: how a channel's scale is chosen; feedback: round weights so
-    that their errors cancel on the calibration inputs (GPTQ). equalize: even out channels that share a grid.
-    bias_correction: take back what rounding shifts the means by.
+    that their errors cancel on the calibration inputs (GPTQ). learned_rounding: go on by coordinate descent. equalize:
+    even out channels that share a grid, unless that was done before. bias_correction: take back what rounding shifts
+    the means by.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +55,7 @@ class QuantizationModifier(BaseModel):
     ignore: tuple[str, ...] = ()
     weight_scale: Literal["max", "mse"] = "max"
     feedback: bool = True
+    learned_rounding: bool = False
     equalize: bool = True
     bias_correction: bool = True
 
@@ -58,6 +67,8 @@ class QuantizationModifier(BaseModel):
         facts: `quantized`, by layer `int8` or why not; `channel_scales`, what equalizing divided each layer's output
         channels by.
         """
+        if self.equalize and "channel_scales" not in model.facts:
+            model = EqualizationModifier().apply(model, context)
         shapes: Shapes = model.facts.get("shapes", {})
         value = own_constants(model.value)
         refuse_opset(value)
@@ -83,7 +94,6 @@ class QuantizationModifier(BaseModel):
             **model.facts,
             "quantized": dict(placement.reasons),
             "excluded": dict(placement.excluded),
-            "channel_scales": {**model.facts.get("channel_scales", {}), **solution.divided},
             "notes": (*model.facts.get("notes", ()), *notes),
         }
         return Model("onnx", written, facts)
@@ -101,12 +111,11 @@ def _solve(
     shapes: Shapes,
     given: Mapping[str, Floats],
 ) -> Solution:
-    """Equalize, measure ranges and Hessians, round weights, and correct biases; changes the float model in place.
+    """Measure ranges and Hessians, round weights, and correct biases.
 
     given: the scales of layers whose weights lie on their grid already; those are taken as they are.
     """
     free = {layer.name for layer in placement.layers} - given.keys()
-    divided = equalize_layers(model, placement, free, context, shapes) if options.equalize else {}
     weights: dict[str, Weight] = {}
     grids: dict[str, Grid] = {}
     layers = [layer for layer in placement.layers if layer.name in free] if options.feedback else ()
@@ -116,8 +125,8 @@ def _solve(
             grids = {name: grid(ranges(histogram)) for name, histogram in statistics.histograms.items()}
             _keep_rounded(model, placement, grids, given, weights)
         due = [layer for layer in layers if layer.name in statistics.hessians]
-        _round(model, placement, due, grids, options.weight_scale, statistics.hessians, weights)
-    _round(model, placement, placement.layers, grids, options.weight_scale, {}, weights)
+        _round(model, placement, due, grids, options, statistics.hessians, weights)
+    _round(model, placement, placement.layers, grids, options, {}, weights)
     biases = _biases(model, placement)
     if options.bias_correction:
         draft = onnx.ModelProto()
@@ -125,7 +134,7 @@ def _solve(
         draft = write_qdq(draft, placement, grids, weights)
         for name, shift in measure_shifts(model, draft, placement, context, shapes).items():
             biases[name] = biases.get(name, np.float32(0)) + shift
-    return Solution(grids, weights, biases, divided)
+    return Solution(grids, weights, biases)
 
 
 def _keep_rounded(
@@ -161,7 +170,7 @@ def _round(
     placement: Placement,
     due: Iterable[WeightLayer],
     grids: Mapping[str, Grid],
-    method: Method,
+    options: QuantizationModifier,
     hessians: Mapping[str, NDArray[Any]],
     weights: dict[str, Weight],
 ) -> None:
@@ -173,11 +182,14 @@ def _round(
         users = [user for user in placement.layers if user.weight == layer.weight]
         matrix = to_matrix(layer, numpy_helper.to_array(held[layer.weight]))
         floors = [np.broadcast_to(_floor(model, user, placement, grids), len(matrix)) for user in users]
-        scales = channel_scales(matrix, method, np.max(floors, axis=0))
+        scales = channel_scales(matrix, options.weight_scale, np.max(floors, axis=0))
         integers = round_nearest(matrix, scales)
         if layer.name in hessians and len(users) == 1:
             order = column_order(layer)
-            integers[:, order] = round_with_feedback(matrix[:, order], scales, hessians[layer.name])
+            columns = matrix[:, order]
+            integers[:, order] = round_with_feedback(columns, scales, hessians[layer.name])
+            if options.learned_rounding:
+                integers[:, order] = descend_groups(integers[:, order], columns, scales, hessians[layer.name])
         stored: NDArray[Any] = from_matrix(layer, integers.astype(np.float32))
         weights[layer.weight] = Weight(stored.astype(np.int8), scales, channel_axis(layer))
 
@@ -196,7 +208,7 @@ def _write_biases(model: onnx.ModelProto, placement: Placement, solution: Soluti
 def _notes(placement: Placement, solution: Solution) -> tuple[str, ...]:
     left = {name: reason for name, reason in placement.reasons.items() if reason != "int8"}
     line = f"INT8: {len(placement.layers)} layers, {len(placement.tensors)} activation grids"
-    lines = [f"{line}, {len(solution.divided)} layers equalized" if solution.divided else line]
+    lines = [line]
     lines += [f"left in float: {_count_reasons(left)}"] if left else []
     lines += [f"{len(placement.exact)} INT8 layers give floats to heads and Softmax"] if placement.exact else []
     kept = _count_reasons(placement.excluded)

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from sparsify import Description, Experiment, Recipe, Step, target_sparsity
+from typing import Any
+
+from sparsify import Description, Experiment, Recipe, RecipeGenerator, Step, target_sparsity
+
+from sparsify_onnx.ladder import rescue
 
 GROUP = "post_training_modifiers"
 
 
 def write(experiment: Experiment, description: Description) -> Recipe:
-    """Write nothing at level 0, INT8 below 0.3, and from 0.3 on pruning at 40-80 % before INT8."""
+    """Write nothing at level 0, INT8 below 0.3, and from 0.3 on pruning at 40-80 % onto INT8 grids."""
     steps: list[Step] = []
     sparsity = round(target_sparsity(experiment.optim_level, experiment.kind), 4)
     if sparsity and any(layer.eligible for layer in description.layers):
-        options = {"sparsity": sparsity, "targets": ["__ALL_PRUNABLE__"]}
-        if experiment.sparsity != "unstructured":
-            options["mask_structure"] = experiment.sparsity
-        steps.append(Step("SparseGPTModifier", "post-training", options, GROUP))
+        steps += [_step("EqualizationModifier", {}), _step("SparseGPTModifier", _pruning(experiment, sparsity))]
     if experiment.optim_level > 0:
-        steps.append(Step("QuantizationModifier", "post-training", {}, GROUP))
+        steps.append(_step("QuantizationModifier", {}))
     notes = ("no layer is eligible for pruning: INT8 only",) if sparsity and len(steps) == 1 else ()
     return Recipe(tuple(steps), notes)
+
+
+def _pruning(experiment: Experiment, sparsity: float) -> dict[str, Any]:
+    options: dict[str, Any] = {"sparsity": sparsity, "targets": ["__ALL_PRUNABLE__"]}
+    if experiment.sparsity != "unstructured":
+        options["mask_structure"] = experiment.sparsity
+    if ":" not in experiment.sparsity:  # N:M leaves no choice of how much
+        options["allocation"] = experiment.allocation
+    return {**options, "round_weights": True}
+
+
+def _step(name: str, options: dict[str, Any]) -> Step:
+    return Step(name, "post-training", options, GROUP)
+
+
+GENERATOR = RecipeGenerator(write, rescue)

@@ -100,6 +100,17 @@ def descend(integers: Integers, weights: Matrix, scales: Floats, hessian: Matrix
     return current.astype(np.int8)
 
 
+def descend_groups(integers: Integers, matrix: Floats, scales: Floats, hessians: Matrix) -> Integers:
+    """Run `descend` on the rows of each convolution group."""
+    found = integers.copy()
+    rows = len(matrix) // len(hessians)
+    for index, hessian in enumerate(hessians):
+        part = slice(index * rows, (index + 1) * rows)
+        whole = hessian.astype(np.float64)
+        found[part] = descend(integers[part], matrix[part], scales[part], whole)
+    return found
+
+
 def _feed_group(weights: Matrix, steps: Matrix, hessian: Matrix) -> Matrix:
     order = np.argsort(-np.diag(hessian), kind="stable")
     upper = _factor(hessian[np.ix_(order, order)])

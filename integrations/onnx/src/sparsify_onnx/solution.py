@@ -18,7 +18,7 @@ from sparsify_onnx.ranges import Grid
 
 @dataclass(frozen=True)
 class Solution:
-    """Hold grids by activation, weights by initializer, and by layer its bias and what equalizing divided it by.
+    """Hold grids by activation, weights by initializer, and biases by layer.
 
     The bias of a MatMul is what is added to the Add that follows it.
     """
@@ -26,7 +26,6 @@ class Solution:
     grids: Mapping[str, Grid]
     weights: Mapping[str, Weight]
     biases: Mapping[str, Floats]
-    divided: Mapping[str, Floats]
 
 
 def fingerprint(model: onnx.ModelProto, options: str, context: Context) -> str:
@@ -48,10 +47,8 @@ def pack(solution: Solution) -> dict[str, NDArray[np.generic]]:
     }
     for index, weight in enumerate(solution.weights.values()):
         arrays |= {f"integers{index}": weight.integers, f"scales{index}": weight.scales}
-    for kind, held in (("biases", solution.biases), ("divided", solution.divided)):
-        arrays[kind] = np.array(list(held))
-        arrays |= {f"{kind}{index}": values for index, values in enumerate(held.values())}
-    return arrays
+    arrays["biases"] = np.array(list(solution.biases))
+    return arrays | {f"biases{index}": values for index, values in enumerate(solution.biases.values())}
 
 
 def unpack(arrays: Mapping[str, NDArray[np.generic]]) -> Solution:
@@ -66,8 +63,5 @@ def unpack(arrays: Mapping[str, NDArray[np.generic]]) -> Solution:
             )
             for index, name in enumerate(arrays["weights"])
         },
-        *(
-            {str(name): arrays[f"{kind}{index}"].astype(np.float32) for index, name in enumerate(arrays[kind])}
-            for kind in ("biases", "divided")
-        ),
+        {str(name): arrays[f"biases{index}"].astype(np.float32) for index, name in enumerate(arrays["biases"])},
     )

@@ -1,0 +1,77 @@
+"""Apply a recipe's post-training modifiers one at a time, with finished pieces kept in the run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sparsify.contracts import Context, Model
+from sparsify.data import spool
+from sparsify.errors import RequestError
+from sparsify.modifiers import resolve_modifiers
+
+if TYPE_CHECKING:
+    from sparsify.pipeline import Loaded, Notes
+    from sparsify.plugins import Plugins
+    from sparsify.recipe import Recipe, Step
+    from sparsify.resolve import Plan
+    from sparsify.talk import Talk
+
+
+def make_context(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> Context:
+    """Give modifiers what they work with; calibration samples are decoded once, onto disk."""
+    return Context(
+        calibration=spool(loaded.splits.calibration, plan.folder.state / "calibration"),
+        selection=loaded.splits.selection,
+        batch_size=loaded.batch_size,
+        seed=plan.experiment.seed,
+        threads=plan.experiment.threads,
+        kept=plan.folder.measurements,
+        progress=talk.progress,
+        note=notes,
+    )
+
+
+def digest(steps: Sequence[Step]) -> str:
+    """Name steps after what they do."""
+    text = json.dumps([[step.name, dict(step.options)] for step in steps], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def convert(model: Model, accepted: tuple[str, ...], plugins: Plugins) -> Model:
+    """Bring a model into one of these formats by one exporter; raises RequestError where none does it."""
+    if not accepted or model.format in accepted:
+        return model
+    for offer in plugins.offers("exporters"):
+        if model.format in offer.entry.accepts and offer.entry.returns in accepted:
+            exported: Model = plugins.load("exporters", offer.entry.name)(model)
+            return exported
+    raise RequestError(
+        f"no exporter turns a {model.format} model into {' or '.join(accepted)}",
+        fix="install an integration that exports this format, see `sparsify plugins list`",
+    )
+
+
+def apply(plan: Plan, model: Model, recipe: Recipe, context: Context, talk: Talk, known: dict[str, Model]) -> Model:
+    """Apply every step; finished layers survive a kill in the run folder, under the digest of the steps so far.
+
+    known: models by digest, from which a recipe that begins alike goes on. Only the one before the last step is left
+    there: one model more than a run needs, not one for each recipe tried.
+    """
+    steps, marks = resolve_modifiers(recipe, plan.plugins, plan.experiment.kind), [""]
+    marks += [digest(recipe.steps[: index + 1]) for index in range(len(steps))]
+    begin = max((place for place, mark in enumerate(marks[:-1]) if mark in known), default=0)
+    model = known.get(marks[begin], model)
+    for index in range(begin, len(steps)):
+        step, modifier = steps[index]
+        if index == len(steps) - 1:
+            known.clear()
+            known[marks[index]] = model
+        talk.say(f"{step.name} ({index + 1} of {len(steps)})")
+        model = convert(model, plan.plugins.find("modifiers", step.name, "post-training").entry.accepts, plan.plugins)
+        place = plan.folder.checkpoint(f"{index}-{step.name}-{marks[index + 1]}")
+        model = modifier.apply(model, replace(context, checkpoint=place))
+    return model

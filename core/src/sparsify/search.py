@@ -1,0 +1,148 @@
+"""Try recipes on the selection samples, and keep the best so far on disk: what a rescue works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from sparsify.applying import apply, convert, digest
+from sparsify.contracts import Context, Model, Progress, silent
+from sparsify.evaluation import Pair, evaluate_pair
+from sparsify.intervals import Z
+from sparsify.levels import parse_budget, parse_duration
+from sparsify.outcome import drop_of, sparsity_of
+from sparsify.timing import Candidate, Timing, gzip_size, time_interleaved
+
+if TYPE_CHECKING:
+    from sparsify.data import Dataset
+    from sparsify.pipeline import Loaded
+    from sparsify.recipe import Recipe
+    from sparsify.resolve import Plan
+    from sparsify.talk import Talk
+
+QUICK_BLOCKS, QUICK_S = 3, 0.1  # of timing: enough to see what leaving a layer in float costs
+
+
+@dataclass
+class Search:
+    """Apply recipes, and measure what they come to on the selection samples.
+
+    store writes a model into the deployment folder. rungs: what was tried, as metrics.json shows it. known: models that
+    recipes which begin alike go on from.
+    """
+
+    plan: Plan
+    loaded: Loaded
+    context: Context
+    talk: Talk
+    store: Callable[[Model], Path]
+    started: float
+    rungs: list[dict[str, Any]] = field(default_factory=list)
+    known: dict[str, Model] = field(default_factory=dict)
+
+    def expired(self, next_seconds: float) -> bool:
+        """Say whether something that takes so long would pass --time-budget."""
+        given = self.plan.experiment.time_budget
+        return given is not None and monotonic() - self.started + next_seconds > parse_duration(given)
+
+    def apply(self, recipe: Recipe) -> Model:
+        """Apply a recipe to the model as it came."""
+        return apply(self.plan, self.loaded.model, recipe, self.context, self.talk, self.known)
+
+    def measure(self, recipe: Recipe, model: Model) -> dict[str, float]:
+        """Measure a recipe's model beside the original on the selection samples.
+
+        points: of the deciding metric that are lost, with their standard error, `noise`; budget: in points; kl: mean
+        divergence in nats, −1 where outputs have no classes; ms, ms_before: p50; compressed_bytes; sparsity. Measured
+        once: --resume and `reproduce` take the figures from the run folder.
+        """
+        held = self.context.kept.load(f"attempt-{digest(recipe.steps)}")
+        if held is None:
+            held = self._measure(model)
+            self.context.kept.save(f"attempt-{digest(recipe.steps)}", held)
+        return {figure: float(value) for figure, value in held.items()}
+
+    def _measure(self, model: Model) -> dict[str, Any]:
+        import numpy as np
+
+        plan, loaded, path = self.plan, self.loaded, self.plan.folder.state / "attempt.onnx"
+        plan.model_format.save(convert(model, ("onnx",), plan.plugins), path)
+        pair = evaluate_beside_baseline(plan, loaded, path, loaded.splits.selection, self.talk.progress)
+        name, score, _, points = drop_of(loaded.metrics, pair)
+        low, high = pair.drop_interval
+        budget = parse_budget(plan.experiment.max_drop, agreement=name == "agreement").resolved(score)
+        runtime, kl = plan.experiment.runtime[0], pair.agreement["kl"]
+        times = time_beside_baseline(plan, loaded, runtime, path, QUICK_BLOCKS, self.talk.progress, QUICK_S)
+        figures = {
+            "points": points,
+            "noise": (high - low) / (2 * Z),
+            "budget": np.inf if budget is None else budget,
+            "kl": -1.0 if kl is None else kl,
+            "ms": times["optimized"].p50_ms,
+            "ms_before": times["baseline"].p50_ms,
+            "compressed_bytes": gzip_size(path),
+            "sparsity": sparsity_of(plan.model_format.describe(model)),
+        }
+        return {figure: np.array(value) for figure, value in figures.items()}
+
+
+def compress(search: Search, recipe: Recipe) -> tuple[Recipe, Model]:
+    """Apply a recipe, and let its generator mend it where it misses the budget on the selection samples.
+
+    A recipe of the user's own is applied as it is, and without a budget or selection samples there is nothing to mend.
+    """
+    asked, selection = search.plan.experiment, search.loaded.splits.selection
+    bounded = parse_budget(asked.max_drop, agreement=False).points is not None
+    if not search.plan.recipe and bounded and recipe.steps and len(selection):
+        rescue = search.plan.plugins.load("recipe_generators", asked.kind).rescue
+        if rescue is not None:
+            mended: tuple[Recipe, Model] = rescue(search, recipe)
+            return mended
+    return recipe, search.apply(recipe)
+
+
+def score(plan: Plan, loaded: Loaded, samples: Dataset, model: Model) -> dict[str, float]:
+    """Return the points that a model loses on some samples, and its divergence in nats where outputs have classes."""
+    path = plan.folder.state / "scored.onnx"
+    plan.model_format.save(model, path)
+    pair = evaluate_beside_baseline(plan, loaded, path, samples)
+    return {
+        "points": drop_of(loaded.metrics, pair)[3],
+        **({"kl": kl} if (kl := pair.agreement["kl"]) is not None else {}),
+    }
+
+
+def evaluate_beside_baseline(
+    plan: Plan, loaded: Loaded, path: Path, samples: Dataset, progress: Progress = silent
+) -> Pair:
+    """Measure a file beside the baseline on the deciding runtime."""
+    with open_deciding(plan, plan.model_path) as before, open_deciding(plan, path) as after:
+        return evaluate_pair(
+            before, after, samples, loaded.metrics,
+            batch_size=loaded.batch_size, pad=loaded.fixed_batch, progress=progress,
+        )  # fmt: skip
+
+
+def open_deciding(plan: Plan, path: Path) -> closing[Any]:
+    """Open a model on the runtime that decides, for a `with` block."""
+    open_session = plan.plugins.load("runtimes", plan.experiment.runtime[0])
+    return closing(open_session(path, plan.experiment.threads))
+
+
+def time_beside_baseline(
+    plan: Plan, loaded: Loaded, runtime: str, artefact: Path, blocks: int, progress: Progress, seconds: float = 0.2
+) -> Mapping[str, Timing]:
+    """Time baseline and artefact on one runtime, interleaved, at batch 1 (or the model's fixed batch)."""
+    open_session, threads = plan.plugins.load("runtimes", runtime), plan.experiment.threads
+    batch = loaded.batch_size if loaded.fixed_batch else 1
+    inputs = next(iter(loaded.splits.test.batches(batch, pad=True))).inputs
+    paths = {"baseline": plan.model_path, "optimized": artefact}
+    candidates = [Candidate(name, partial(open_session, path, threads)) for name, path in paths.items()]
+    return time_interleaved(
+        candidates, inputs, batch=batch, threads=threads, blocks=blocks, min_seconds=seconds, progress=progress
+    )
