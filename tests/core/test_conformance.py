@@ -120,10 +120,14 @@ CONTRACTS = {
         "model_loaders", "", "from sparsify import ModelFormat\nf = lambda a: 0\nIT = ModelFormat(f, f, f, f)",
         ["has an entry without 'accepts'",
          "has a function save that takes (a), expected (model, path)",
-         "has a function compare that takes (a), expected (reference, candidate, dataset, batch_size)"],
+         "has a function compare that takes (a), expected (reference, candidate, dataset, batch_size, score)"],
     ),
     "recipe generator": (
-        "recipe_generators", "", "def IT(experiment): ...", ["takes (experiment), expected (experiment, description)"],
+        "recipe_generators",
+        "",
+        "from sparsify import RecipeGenerator\nIT = RecipeGenerator(lambda experiment: ..., lambda search: ...)",
+        ["has a function write that takes (experiment), expected (experiment, description)",
+         "has a function rescue that takes (search), expected (search, recipe)"],
     ),
     "modifier that is no model": (
         "modifiers", ", phase='training'", "class IT: ...", ["is no pydantic model of the modifier's options"],

@@ -10,7 +10,7 @@ from types import ModuleType
 import pluggy
 import pytest
 from sparsify.cli.recipe import app
-from sparsify.contracts import Description, Layer, Model, ModelFormat
+from sparsify.contracts import Description, Layer, Model, ModelFormat, RecipeGenerator
 from sparsify.errors import RequestError
 from sparsify.hooks import Entry
 from sparsify.plugins import Plugin, Plugins
@@ -83,11 +83,12 @@ def generate(experiment, description):
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
     module = ModuleType("toy_format")
-    module.FORMAT, module.generate = ModelFormat(read_layers, print, describe, print), generate
+    module.FORMAT = ModelFormat(read_layers, print, describe, print)
+    module.generator = RecipeGenerator(generate)
     monkeypatch.setitem(sys.modules, "toy_format", module)
     entries = {
         "model_loaders": (Entry("toy", "toy_format:FORMAT", "toy models", accepts=(".toy",)),),
-        "recipe_generators": (Entry("one-shot", "toy_format:generate", "toy recipes"),),
+        "recipe_generators": (Entry("one-shot", "toy_format:generator", "toy recipes"),),
     }
     plugins = Plugins((Plugin("toy", "toy", "1", "toy", entries=entries),), pluggy.PluginManager("sparsify"))
     monkeypatch.setattr("sparsify.cli.recipe.load_plugins", lambda: plugins)

@@ -13,7 +13,6 @@ from sparsify import Model, StageError
 from sparsify_onnx import compare as module
 from sparsify_onnx.graph import initializers, weight_layers
 from sparsify_onnx.loader import load, read
-from sparsify_onnx.model_format import FORMAT
 
 from tests.onnx import models
 from tests.onnx.test_describe import quantized
@@ -47,7 +46,7 @@ def test_errors_equal_numpy_for_any_batch_size(name: str, tmp_path: Path) -> Non
     layers = weight_layers(reference.value)
     candidate = disturbed(reference, layers[1].weight)
     data, inputs = models.dataset(reference.value, 7), models.samples(reference.value, 7)
-    found = FORMAT.compare(reference, candidate, data, 3)
+    found = module.compare(reference, candidate, data, 3)
     assert found[layers[0].name] == module.LIMIT_DB  # upstream of the disturbance
     for layer in layers[1:]:
         left, right = (exposed(model.value, layer.output, inputs) for model in (reference, candidate))
@@ -55,7 +54,7 @@ def test_errors_equal_numpy_for_any_batch_size(name: str, tmp_path: Path) -> Non
         expected = 10 * np.log10(np.square(left).sum() / noise) if noise else module.LIMIT_DB
         assert found[layer.name] == pytest.approx(expected, abs=0.05)
     for size in (1, 7, 64):
-        again = FORMAT.compare(reference, candidate, data, size)
+        again = module.compare(reference, candidate, data, size)
         assert again == pytest.approx(dict(found), abs=0.05)
 
 
@@ -64,7 +63,7 @@ def test_a_fixed_batch_is_padded_and_the_padding_does_not_count(tmp_path: Path) 
     free = loaded(models.conv_net(), tmp_path)
     data = models.dataset(free.value, 6)
     pairs = [(model, disturbed(model, "middle.weight")) for model in (fixed, free)]
-    first, second = (FORMAT.compare(a, b, data, 8) for a, b in pairs)
+    first, second = (module.compare(a, b, data, 8) for a, b in pairs)
     assert dict(first) == pytest.approx(dict(second), abs=1e-3)
 
 
@@ -72,7 +71,7 @@ def test_a_fixed_batch_is_padded_and_the_padding_does_not_count(tmp_path: Path) 
 def test_quantized_graphs_match_layer_by_layer(name: str, tmp_path: Path) -> None:
     reference = loaded(models.FAMILY[name](), tmp_path)
     candidate = Model("onnx", read(quantized(reference.value, tmp_path, QuantFormat.QDQ)))
-    found = FORMAT.compare(reference, candidate, models.dataset(reference.value, 8), 4)
+    found = module.compare(reference, candidate, models.dataset(reference.value, 8), 4)
     assert list(found) == [layer.name for layer in weight_layers(reference.value)]
     assert all(15 < value < 80 for value in found.values()), found
 
@@ -91,15 +90,15 @@ def test_layers_that_are_gone_are_left_out(tmp_path: Path) -> None:
     reference = loaded(models.mlp(), tmp_path)
     candidate = disturbed(reference, "second.weight")
     next(node for node in candidate.value.graph.node if node.name == "first").name = "renamed"
-    assert "first" not in FORMAT.compare(reference, candidate, models.dataset(reference.value), 8)
-    assert FORMAT.compare(reference, Model("onnx", onnx.ModelProto()), models.dataset(reference.value), 8) == {}
+    assert "first" not in module.compare(reference, candidate, models.dataset(reference.value), 8)
+    assert module.compare(reference, Model("onnx", onnx.ModelProto()), models.dataset(reference.value), 8) == {}
 
 
 def test_outputs_that_are_not_finite_name_the_layer(tmp_path: Path) -> None:
     reference = loaded(models.mlp(), tmp_path)
     candidate = disturbed(reference, "second.weight", factor=1e39)
     with pytest.raises(StageError) as caught:
-        FORMAT.compare(reference, candidate, models.dataset(reference.value), 8)
+        module.compare(reference, candidate, models.dataset(reference.value), 8)
     assert "of the compressed model puts out NaN or infinite values" in caught.value.problem
     assert "layer 'second'" in caught.value.problem
     assert caught.value.fix.startswith("check the samples for extreme values")
@@ -109,6 +108,6 @@ def test_large_outputs_shrink_the_batch(tmp_path: Path, monkeypatch: pytest.Monk
     reference = loaded(models.conv_net(), tmp_path)
     candidate = disturbed(reference, "middle.weight")
     data = models.dataset(reference.value, 5)
-    whole = FORMAT.compare(reference, candidate, data, 5)
+    whole = module.compare(reference, candidate, data, 5)
     monkeypatch.setattr(module, "BATCH_BYTES", 1)
-    assert dict(FORMAT.compare(reference, candidate, data, 5)) == pytest.approx(dict(whole), abs=1e-3)
+    assert dict(module.compare(reference, candidate, data, 5)) == pytest.approx(dict(whole), abs=1e-3)

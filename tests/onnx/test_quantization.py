@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from sparsify import Context, Dataset, Model, RequestError, Sample, StageError
 from sparsify_onnx.calibration import measure
 from sparsify_onnx.correction import measure_shifts
+from sparsify_onnx.equalization import EqualizationModifier
 from sparsify_onnx.equalize import find_channels
 from sparsify_onnx.graph import initializers, producers, read_weight, weight_layers
 from sparsify_onnx.loader import load
@@ -303,16 +304,15 @@ def test_shifts_are_the_difference_of_the_twins_means(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["conv_net", "residual_net", "fire_net", "depthwise_net", "mlp"])
 def test_equalizing_changes_no_output(name: str, tmp_path: Path) -> None:
-    from sparsify_onnx.quantization import _equalize
-
     model = models.FAMILY[name]()
     loaded = load(models.save(model, tmp_path))
     inputs = models.samples(model, 20)
     dense = models.run(loaded.value, inputs)[0]
     context = Context(models.dataset(model), threads=1)
-    divided = _equalize(loaded.value, place(loaded.value), context, loaded.facts["shapes"])
-    assert divided or name == "mlp"
-    assert models.run(loaded.value, inputs)[0] == pytest.approx(dense, rel=1e-4, abs=1e-5)
+    result = EqualizationModifier().apply(loaded, context)
+    assert result.facts["channel_scales"] or name == "mlp"
+    assert models.run(result.value, inputs)[0] == pytest.approx(dense, rel=1e-4, abs=1e-5)
+    assert models.run(loaded.value, inputs)[0] == pytest.approx(dense)
 
 
 def test_equalizing_leaves_outputs_and_what_it_cannot_follow_alone(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def ticks(low: float, high: float, most: int = 4) -> list[float]:
     """Return at most `most` + 2 round numbers, evenly spaced, that reach from `low` to `high` or beyond."""
     least = (high - low) / most or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(least))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= 0.999 * least)
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least)
     first = math.floor(low / step)
     return [step * place for place in range(first, max(math.ceil(high / step), first + 1) + 1)]
 

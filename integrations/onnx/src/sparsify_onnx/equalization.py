@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from sparsify import Context, Model
 
 from sparsify_onnx.calibration import Shapes, measure_peaks
-from sparsify_onnx.equalize import equalize, find_channels
+from sparsify_onnx.equalize import choose_factors, equalize, find_channels
+from sparsify_onnx.graph import Floats
 from sparsify_onnx.placement import place
 from sparsify_onnx.preparation import own_constants
+from sparsify_onnx.solution import fingerprint
+
+Factors = dict[str, Floats]
 
 
 class EqualizationModifier(BaseModel):
@@ -24,12 +34,35 @@ class EqualizationModifier(BaseModel):
         """
         shapes: Shapes = model.facts.get("shapes", {})
         value = own_constants(model.value)
-        placement = place(value, (), shapes)
-        channels = find_channels(value, shapes, {layer.name for layer in placement.layers})
-        rounded = [name for name in (*placement.tensors, *placement.same) if name in channels.numbers]
-        loose = [name for name in rounded if set(channels.numbers[name].tolist()) - channels.frozen]
-        peaks = measure_peaks(value, loose, context, shapes)
-        outputs, inputs = equalize(value, channels, peaks, loose) if loose else ({}, {})
+        name = f"equalize-{fingerprint(model.value, '', context)}"
+        held = context.checkpoint.load(name)
+        if held is None:
+            held = _pack(_measure(value, context, shapes))
+            context.checkpoint.save(name, held)
+        outputs, inputs = _unpack(held)
+        equalize(value, outputs, inputs)
         if outputs:
             context.note(f"equalized the channels of {len(outputs)} layers")
         return Model("onnx", value, {**model.facts, "channel_scales": outputs, "input_scales": inputs})
+
+
+def _measure(model: onnx.ModelProto, context: Context, shapes: Shapes) -> tuple[Factors, Factors]:
+    placement = place(model, (), shapes)
+    channels = find_channels(model, shapes, {layer.name for layer in placement.layers})
+    rounded = [name for name in (*placement.tensors, *placement.same) if name in channels.numbers]
+    loose = [name for name in rounded if set(channels.numbers[name].tolist()) - channels.frozen]
+    return choose_factors(model, channels, measure_peaks(model, loose, context, shapes), loose) if loose else ({}, {})
+
+
+def _pack(factors: tuple[Factors, Factors]) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for side, found in enumerate(factors):
+        arrays[f"names{side}"] = np.array(list(found), dtype=np.str_)
+        arrays |= {f"{side}-{index}": values for index, values in enumerate(found.values())}
+    return arrays
+
+
+def _unpack(arrays: Mapping[str, NDArray[Any]]) -> list[Factors]:
+    return [
+        {str(name): arrays[f"{side}-{index}"] for index, name in enumerate(arrays[f"names{side}"])} for side in (0, 1)
+    ]

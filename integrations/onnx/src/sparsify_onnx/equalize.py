@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -160,10 +161,10 @@ def _constant(name: str, constants: Mapping[str, onnx.TensorProto]) -> NDArray[n
     return numpy_helper.to_array(constants[name]).reshape(-1) if name in constants else None
 
 
-def equalize(
+def choose_factors(
     model: onnx.ModelProto, channels: Channels, peaks: Mapping[str, Floats], rounded: Iterable[str]
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Rescale weights and biases in place; returns by layer what outputs, and what inputs, were divided by.
+    """Return by layer what to divide its outputs, and what its inputs are divided by, where that is not one.
 
     peaks: the largest magnitude of each channel; rounded: the tensors with a grid.
     """
@@ -180,18 +181,20 @@ def equalize(
     outputs: dict[str, Floats] = {}
     inputs: dict[str, Floats] = {}
     for layer in weight_layers(model):
-        out = factors[channels.roots(layer.output)] if layer.output in channels.numbers else None
-        into = factors[channels.roots(layer.input)] if layer.input in channels.numbers else None
-        rescale(model, layer, out, into)
-        for found, factor in ((outputs, out), (inputs, into)):
-            if factor is not None and (factor != 1).any():
+        for found, tensor in ((outputs, layer.output), (inputs, layer.input)):
+            factor = factors[channels.roots(tensor)] if tensor in channels.numbers else np.ones(1)
+            if (factor != 1).any():
                 found[layer.name] = factor.astype(np.float32)
     return outputs, inputs
 
 
-def rescale(
-    model: onnx.ModelProto, layer: WeightLayer, out: NDArray[np.float64] | None, into: NDArray[np.float64] | None
-) -> None:
+def equalize(model: onnx.ModelProto, outputs: Mapping[str, Floats], inputs: Mapping[str, Floats]) -> None:
+    """Divide the outputs of layers, and multiply what reads them, in place."""
+    for layer in weight_layers(model):
+        rescale(model, layer, outputs.get(layer.name), inputs.get(layer.name))
+
+
+def rescale(model: onnx.ModelProto, layer: WeightLayer, out: NDArray[Any] | None, into: NDArray[Any] | None) -> None:
     """Divide a layer's outputs, and multiply its inputs, by one factor a channel, in place."""
     held = initializers(model)
     if out is not None and (out != 1).any():
