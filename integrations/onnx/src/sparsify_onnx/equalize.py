@@ -28,7 +28,8 @@ from sparsify_onnx.graph import (
 HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool")
 FLATTENING = ("Flatten", "Reshape", "Squeeze")
 STRENGTH = 0.5  # 1 evens activations out fully, and their unevenness goes into the next layer's weights
-LARGEST_FACTOR = 8.0
+LARGEST_FACTOR = 8.0  # by which a small channel is blown up
+OUTLIER = 4.0  # times the median: no channel may stay further out, for it would take the grid of all others
 Shapes = Mapping[str, tuple[int, ...]]
 Floats = NDArray[np.float32]
 Ids = NDArray[np.intp]
@@ -173,9 +174,10 @@ def choose_factors(
         if name in channels.numbers and peaks[name].any():
             live = peaks[name] > 0
             roots = channels.roots(name)[live]
-            np.add.at(logs, roots, np.log(peaks[name][live] / peaks[name].max()))
+            np.add.at(logs, roots, np.log(peaks[name][live] / np.median(peaks[name][live])))
             np.add.at(counts, roots, 1)
-    factors = np.exp(STRENGTH * logs / np.maximum(counts, 1))
+    above = logs / np.maximum(counts, 1)
+    factors = np.exp(np.maximum(STRENGTH * above, above - np.log(OUTLIER)))
     factors = np.maximum(factors, 1 / LARGEST_FACTOR)
     factors[[channels.root(number) for number in channels.frozen]] = 1.0
     outputs: dict[str, Floats] = {}
