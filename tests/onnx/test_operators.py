@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
+from sparsify_onnx.biases import spread_biases
 from sparsify_onnx.compare import compare, matching_outputs
 from sparsify_onnx.describe import describe
 from sparsify_onnx.graph import initializers, producers, weight_layers
@@ -269,6 +270,35 @@ def test_grouped_convolutions_run_in_int8_and_are_pruned(group: int, tmp_path: P
     assert reason == ("depthwise convolution" if group == 8 else "")
     pruned = prune(model, context(model), sparsity=0.5)
     assert np.mean(stored(pruned, "grouped.weight") == 0) == pytest.approx(0.0 if group == 8 else 0.5, abs=0.01)
+
+
+def fixed(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """Give a model a batch size that nothing can change, so that every shape is known."""
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    return model
+
+
+def test_products_run_in_int8_where_all_sizes_are_known_too(tmp_path: Path) -> None:
+    counts = []
+    for model in (models.attention(), fixed(models.attention(), 2)):
+        loaded, result = quantized(model, tmp_path)
+        counts.append(executed(models.save(result.value, tmp_path, "int8.onnx"), 1))
+        inputs = feed(loaded.value, 2, seed=1)
+        assert error(models.run(result.value, inputs)[0], models.run(loaded.value, inputs)[0]) < 0.08
+    assert counts == [(8, 2), (8, 2)]  # products of activations stay float
+
+
+def test_a_bias_gets_the_axes_of_its_product_alone() -> None:
+    model = models.attention()
+    inputs = models.samples(model, 2)
+    before = models.run(model, inputs)[0]
+    assert spread_biases(model, {}) == 0
+    assert spread_biases(model, measure_shapes(model).tensors) == 7
+    assert list(initializers(model)["up.bias"].dims) == [1, 1, 32]
+    assert list(initializers(model)["head.bias"].dims) == [5]
+    assert np.array_equal(models.run(model, inputs)[0], before)
+    assert spread_biases(model, measure_shapes(model).tensors) == 0
 
 
 def test_products_of_batched_weights_are_listed_with_the_reason() -> None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sparsify import Context, Model, RequestError
 
 from sparsify_onnx.affine import read_bias, write_affine
+from sparsify_onnx.biases import spread_biases
 from sparsify_onnx.calibration import Shapes, measure
 from sparsify_onnx.columns import column_order
 from sparsify_onnx.correction import measure_shifts
@@ -75,6 +76,7 @@ class QuantizationModifier(BaseModel):
         shapes: Shapes = model.facts.get("shapes", {})
         value = own_constants(model.value)
         turn_products(value, shapes)
+        spread_biases(value, shapes)
         refuse_opset(value)
         ignored = ignored_nodes(value, self.ignore)
         placement = place(value, ignored, shapes)
