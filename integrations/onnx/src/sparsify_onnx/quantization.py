@@ -94,7 +94,7 @@ class QuantizationModifier(BaseModel):
         _write_biases(value, placement, solution)
         written = write_qdq(value, place(value, ignored, shapes), solution.grids, solution.weights)
         tables = round_tables(written, {**placement.excluded, **dict.fromkeys(ignored, "ignored")})
-        round_weights(written, [name for name, reason in placement.reasons.items() if reason == WEIGHT_ONLY])
+        round_weights(written, [name for name, reason in placement.reasons.items() if reason == WEIGHT_ONLY], given)
         notes = (*_notes(placement, solution), *tables.notes())
         for line in notes:
             context.note(line)

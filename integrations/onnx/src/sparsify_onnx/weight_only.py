@@ -10,22 +10,34 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from sparsify_onnx.fixed import PASSING
-from sparsify_onnx.graph import WEIGHTED, WeightLayer, channel_axis, drop_unread, initializers, producers, weight_layers
+from sparsify_onnx.graph import (
+    WEIGHTED,
+    Floats,
+    WeightLayer,
+    channel_axis,
+    drop_unread,
+    initializers,
+    producers,
+    weight_layers,
+)
 from sparsify_onnx.rounding import LARGEST
 
 WEIGHT_ONLY = "weight only: no INT8 kernel for transposed convolutions"
 SUFFIX = "_weight_floats"
 
 
-def round_weights(model: onnx.ModelProto, names: Iterable[str]) -> int:
-    """Round the weights of these layers in place, with a scale for each output; shared ones once. Counts layers."""
+def round_weights(model: onnx.ModelProto, names: Iterable[str], given: Mapping[str, Floats] | None = None) -> int:
+    """Round the weights of these layers in place, with a scale for each output; shared ones once. Counts layers.
+
+    given: by layer, the scales of weights that lie on their grid already.
+    """
     wanted = set(names)
     layers = [layer for layer in weight_layers(model) if layer.name in wanted]
     nodes = {node.name: node for node in model.graph.node}
     made: dict[str, NodeProto] = {}
     for layer in layers:
         if layer.weight not in made:
-            made[layer.weight] = _rounded(model, layer)
+            made[layer.weight] = _rounded(model, layer, (given or {}).get(layer.name))
         nodes[layer.name].input[layer.weight_input] = made[layer.weight].output[0]
     ordered = [*made.values(), *model.graph.node]
     del model.graph.node[:]
@@ -34,11 +46,11 @@ def round_weights(model: onnx.ModelProto, names: Iterable[str]) -> int:
     return len(layers)
 
 
-def _rounded(model: onnx.ModelProto, layer: WeightLayer) -> NodeProto:
+def _rounded(model: onnx.ModelProto, layer: WeightLayer, given: Floats | None) -> NodeProto:
     """Add a layer's weight as int8 under a name of its own, and return the node that turns it back into floats."""
     axis = channel_axis(layer)
     weight = numpy_helper.to_array(initializers(model)[layer.weight])
-    scales = axis_scales(weight, axis)
+    scales = given if given is not None and layer.group == 1 else axis_scales(weight, axis)
     shape = [-1 if place == axis else 1 for place in range(weight.ndim)]
     integers: NDArray[np.int8] = np.clip(np.rint(weight / scales.reshape(shape)), -LARGEST, LARGEST).astype(np.int8)
     names = [f"{layer.weight}_{part}" for part in ("quantized", "scale", "zero_point")]
