@@ -207,6 +207,24 @@ def attention(seed: int = 0, width: int = 16, heads: int = 2, length: int | str 
     return b.model(b.gemm(x, width, 5, name="head"), ("batch", length, width))
 
 
+def upsampler(seed: int = 0) -> onnx.ModelProto:
+    """Give transposed convolutions, plain, grouped and depthwise, between convolutions."""
+    b = Builder(seed)
+
+    def grow(x: str, inputs: int, outputs: int, name: str, group: int = 1, **facts: Any) -> str:
+        held = b.weight(f"{name}.weight", inputs, outputs // group, 3, 3, scale=(inputs / group * 2) ** -0.5)
+        return b.op(
+            "ConvTranspose", x, held, b.weight(f"{name}.bias", outputs, scale=0.1), name=name, group=group, **facts
+        )
+
+    x = b.op("Relu", b.conv("input", 3, 8, name="stem"))
+    x = b.op("Relu", grow(x, 8, 12, "widen", strides=[2, 2], pads=[1] * 4, output_padding=[1, 1]))
+    x = b.op("Relu", b.conv(x, 12, 8, name="middle"))
+    x = b.op("Relu", grow(x, 8, 8, "grow", group=2, strides=[2, 1], pads=[1] * 4))
+    x = grow(x, 8, 8, "deepen", group=8, pads=[1] * 4)
+    return b.model(b.head(b.op("Relu", b.conv(x, 8, 8, name="deep")), 8, 10))
+
+
 FAMILY = {
     "conv_net": conv_net,
     "residual_net": residual_net,
@@ -215,6 +233,7 @@ FAMILY = {
     "mlp": mlp,
     "left_matmul": left_matmul,
     "attention": attention,
+    "upsampler": upsampler,
 }
 
 

@@ -68,6 +68,8 @@ def brute_force_macs(layer: Any, shapes: dict[str, tuple[int, ...]]) -> int:
     output = shapes[layer.output]
     if layer.op == "Conv":
         return int(np.prod(output)) * int(np.prod(layer.shape[1:]))
+    if layer.op == "ConvTranspose":
+        return int(np.prod(shapes[layer.input])) * int(np.prod(layer.shape[1:]))
     columns: int = layer.shape[1] if layer.attributes.get("transB") or layer.weight_input == 0 else layer.shape[0]
     return int(np.prod(output)) * columns
 
@@ -138,7 +140,7 @@ def test_unsigned_weights_count_their_zero_point(tmp_path: Path) -> None:
     w = b.op("DequantizeLinear", held, scale, zero, axis=0)
     path = models.save(b.model(b.op("MatMul", "input", w, name="only"), ("batch", 2)), tmp_path)
     found = FORMAT.describe(Model("onnx", read(path)))
-    assert [(layer.name, layer.precision, layer.sparsity) for layer in found.layers] == [("only", "uint8", 0.5)]
+    assert [(layer.name, layer.precision, layer.sparsity) for layer in found.layers] == [("only", "uint8 weights", 0.5)]
     assert (found.parameters, found.zeros) == (4, 2)
 
 

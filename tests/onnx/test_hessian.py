@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from sparsify_onnx.affine import read_bias, read_matrix
 from sparsify_onnx.columns import input_rows, inputs, output_rows, outputs, rows_per_sample, sample_rows
 from sparsify_onnx.graph import WeightLayer, weight_layers
 from sparsify_onnx.hessian import add_rows, empty
+from sparsify_onnx.sessions import ORT_ERRORS as RuntimeErrors
 
 from tests.onnx.models import run
 
@@ -68,6 +69,39 @@ def test_windows_times_weights_are_the_convolution(data: st.DataObject) -> None:
     sizes = [draw(st.integers(5, 8)) for _ in range(dims)]
     x = random.standard_normal((2, groups * per_in, *sizes)).astype(np.float32)
     check_rows(one_node("Conv", weight, dims + 2, bias=bias, **facts), x, 2)
+
+
+@settings(max_examples=120, deadline=None)
+@given(data=st.data())
+def test_inputs_times_weights_are_the_transposed_convolution(data: st.DataObject) -> None:
+    draw = data.draw
+    dims = draw(st.integers(1, 3))
+    groups, per_in, per_out = (draw(st.integers(1, 3)) for _ in range(3))
+    kernel = [draw(st.integers(1, 3)) for _ in range(dims)]
+    facts: dict[str, Any] = {"kernel_shape": kernel, "group": groups}
+    facts["strides"] = [draw(st.integers(1, 3)) for _ in range(dims)]
+    facts["dilations"] = [draw(st.integers(1, 2)) for _ in range(dims)]
+    facts["output_padding"] = [draw(st.integers(0, stride - 1)) for stride in facts["strides"]]
+    sizes = [draw(st.integers(4, 6)) for _ in range(dims)]
+    form = draw(st.sampled_from(("pads", "shape", *AUTO[1:])))
+    if form == "pads":
+        facts["pads"] = [draw(st.integers(0, 2)) for _ in range(2 * dims)]
+    elif form == "shape":
+        facts["output_shape"] = [
+            size * stride + draw(st.integers(0, 1)) for size, stride in zip(sizes, facts["strides"], strict=True)
+        ]
+    else:
+        facts["auto_pad"] = form
+    random = np.random.default_rng(draw(st.integers(0, 1000)))
+    bias = random.standard_normal(groups * per_out) if draw(st.booleans()) else None
+    weight = random.standard_normal((groups * per_in, per_out, *kernel))
+    x = random.standard_normal((2, groups * per_in, *sizes)).astype(np.float32)
+    model = one_node("ConvTranspose", weight, dims + 2, bias=bias, **facts)
+    try:
+        run(model, {"x": x})
+    except RuntimeErrors:  # not every combination has an output
+        assume(False)
+    check_rows(model, x, 2)
 
 
 @pytest.mark.parametrize("trans_a", [0, 1])

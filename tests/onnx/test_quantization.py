@@ -67,7 +67,9 @@ def test_a_quantized_model_stays_close_and_agrees_with_the_reference(
     inputs = models.samples(model, 200, seed=1)
     dense, found = models.run(loaded.value, inputs)[0], models.run(result.value, inputs)[0]
     assert np.sqrt(np.mean((found - dense) ** 2) / np.mean(dense**2)) < 0.05
-    if model.graph.node[-2].op_type != "ReduceMean":  # its axes became an input between opset 17 and 19
+    kinds = {node.op_type for node in model.graph.node}
+    # ReduceMean's axes became an input between opset 17 and 19; the reference cannot group transposed convolutions
+    if not kinds & {"ReduceMean", "ConvTranspose"}:
         wanted = reference(result.value, inputs)
         assert np.mean(wanted.argmax(-1) == found.argmax(-1)) >= 0.97  # random nets: logits lie close together
         assert np.abs(wanted - found).max() <= 0.05 * np.abs(wanted).max()

@@ -1,4 +1,4 @@
-"""Read and write a Conv, Gemm or MatMul as y = W x + b, wherever the graph keeps the two."""
+"""Read and write a Conv, ConvTranspose, Gemm or MatMul as y = W x + b, wherever the graph keeps the two."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from sparsify_onnx.columns import column_order, outputs
+from sparsify_onnx.fixed import FIXED
 from sparsify_onnx.graph import Floats, WeightLayer, from_matrix, initializers, reads, to_matrix, write_initializer
-
-SUPPORTED = ("Conv", "Gemm", "MatMul")
 
 
 def why_not(model: onnx.ModelProto, layer: WeightLayer) -> str:
     """Say why a layer cannot be pruned even where asked for by name, or return an empty string."""
-    if layer.op not in SUPPORTED:
-        return f"{layer.op} is not supported"
+    if layer.reason in FIXED:
+        return f"it has {layer.reason}"
     if layer.op == "MatMul" and len(layer.shape) != 2:
         return "its weight has more than two axes"
     if layer.input in initializers(model):

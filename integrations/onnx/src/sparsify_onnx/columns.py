@@ -1,7 +1,8 @@
 """Turn a layer's input and output tensors into matching rows, at a sampled set of positions.
 
-Every Conv, Gemm and MatMul is `row_out = W @ row_in + b` (Gemm's alpha and beta taken into W and b). Columns are
-ordered kernel position first, input channel last, so that blocks and N:M groups of neighbours run along inputs.
+Every Conv, ConvTranspose, Gemm and MatMul is `row_out = W @ row_in + b` (Gemm's alpha and beta taken into W and b).
+Columns are ordered kernel position first, input channel last, so that blocks and N:M groups of neighbours run along
+inputs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsify_onnx.graph import Floats, WeightLayer, channel_axis
+from sparsify_onnx.graph import CONVOLUTIONS, Floats, WeightLayer, channel_axis
 
 Indices = NDArray[np.intp]
 
@@ -38,7 +39,7 @@ def rows_per_sample(layer: WeightLayer, output: NDArray[Any], batch: int) -> int
 
 def outputs(layer: WeightLayer) -> int:
     """Count the rows of the layer's matrix."""
-    return layer.shape[channel_axis(layer)]
+    return layer.shape[channel_axis(layer)] * (layer.group if layer.op == "ConvTranspose" else 1)
 
 
 def inputs(layer: WeightLayer) -> int:
@@ -58,7 +59,7 @@ def column_order(layer: WeightLayer) -> Indices:
 
 def output_rows(layer: WeightLayer, tensor: NDArray[Any], rows: Indices) -> Floats:
     """Gather rows × outputs; rows are numbered through samples, then through positions."""
-    if layer.op != "Conv":
+    if layer.op not in CONVOLUTIONS:
         return np.asarray(_flat(layer, tensor)[rows], dtype=np.float32)
     sample, position = np.divmod(rows, prod(tensor.shape[2:]))
     return np.asarray(tensor.reshape(*tensor.shape[:2], -1)[sample, :, position], dtype=np.float32)
@@ -68,6 +69,8 @@ def input_rows(layer: WeightLayer, tensor: NDArray[Any], output: tuple[int, ...]
     """Gather rows × groups × columns; `output` is the shape of the layer's output."""
     if layer.op == "Conv":
         return _windows(layer, tensor, output[2:], rows)
+    if layer.op == "ConvTranspose":
+        return _origins(layer, tensor, output[2:], rows)
     turned = layer.op == "Gemm" and layer.attributes.get("transA", 0) == 1
     return np.asarray(_flat(layer, tensor.T if turned else tensor)[rows][:, None], dtype=np.float32)
 
@@ -88,8 +91,31 @@ def _windows(layer: WeightLayer, tensor: NDArray[Any], places: tuple[int, ...], 
     index = sample[:, None]
     for axis, offset in enumerate(np.array(list(product(*map(range, kernel)))).T):
         index = index * padded.shape[axis + 1] + corners[axis][:, None] * strides[axis] + offset * dilations[axis]
-    fields = padded.reshape(-1, padded.shape[-1])[index].reshape(len(rows), -1, layer.group, layer.shape[1])
-    return np.ascontiguousarray(np.swapaxes(fields, 1, 2), dtype=np.float32).reshape(len(rows), layer.group, -1)
+    return _by_group(layer, padded.reshape(-1, padded.shape[-1])[index])
+
+
+def _origins(layer: WeightLayer, tensor: NDArray[Any], places: tuple[int, ...], rows: Indices) -> Floats:
+    """Gather for each place of a transposed convolution's output the inputs it comes from, zero where there is none.
+
+    Kernel position k of place p meets input (p + padding - k · dilation) ÷ stride where that is a whole number inside.
+    """
+    strides, dilations = _steps(layer, "strides"), _steps(layer, "dilations")
+    before = _cropped(layer, tensor.shape[2:], places)
+    moved = np.moveaxis(tensor, 1, -1)
+    sample, *corners = np.unravel_index(rows, (len(tensor), *places))
+    index, real = sample[:, None], np.ones((len(rows), kernel_positions(layer)), dtype=bool)
+    for axis, offset in enumerate(np.array(list(product(*map(range, layer.shape[2:])))).T):
+        at, rest = np.divmod(corners[axis][:, None] + before[axis] - offset * dilations[axis], strides[axis])
+        size = moved.shape[axis + 1]
+        real &= (rest == 0) & (at >= 0) & (at < size)
+        index = index * size + np.clip(at, 0, size - 1)
+    return _by_group(layer, moved.reshape(-1, moved.shape[-1])[index] * real[:, :, None])
+
+
+def _by_group(layer: WeightLayer, fields: NDArray[Any]) -> Floats:
+    """Turn rows × kernel × channels into rows × groups × columns."""
+    grouped = np.swapaxes(fields.reshape(*fields.shape[:2], layer.group, -1), 1, 2)
+    return np.ascontiguousarray(grouped, dtype=np.float32).reshape(len(fields), layer.group, -1)
 
 
 def _steps(layer: WeightLayer, name: str) -> tuple[int, ...]:
@@ -110,4 +136,22 @@ def padding(layer: WeightLayer, sizes: tuple[int, ...], places: tuple[int, ...])
         total = max((place - 1) * stride + (width - 1) * dilation + 1 - size, 0)
         less, more = total // 2, total - total // 2
         found.append((less, more) if mode == b"SAME_UPPER" else (more, less))
+    return found
+
+
+def _cropped(layer: WeightLayer, sizes: tuple[int, ...], places: tuple[int, ...]) -> list[int]:
+    """Return how much a ConvTranspose cuts off before each spatial axis."""
+    mode = layer.attributes.get("auto_pad", b"NOTSET")
+    if mode == b"VALID":
+        return [0] * len(sizes)
+    if mode in (b"NOTSET", b"") and "output_shape" not in layer.attributes:
+        return list(layer.attributes.get("pads", ()))[: len(sizes)] or [0] * len(sizes)
+    extra = tuple(layer.attributes.get("output_padding", ())) or (0,) * len(sizes)
+    found = []
+    steps = zip(
+        sizes, places, layer.shape[2:], _steps(layer, "strides"), _steps(layer, "dilations"), extra, strict=True
+    )
+    for size, place, width, stride, dilation, more in steps:
+        total = max((size - 1) * stride + more + (width - 1) * dilation + 1 - place, 0)
+        found.append(total // 2 if mode == b"SAME_UPPER" else total - total // 2)
     return found

@@ -14,6 +14,7 @@ from sparsify import Dataset, Model, StageError
 from sparsify_onnx.describe import fixed_batch
 from sparsify_onnx.graph import consumers, weight_layers
 from sparsify_onnx.sessions import open_model
+from sparsify_onnx.turning import AFTER
 
 LIMIT_DB = 200.0  # what identical outputs are given: JSON has no infinity
 BATCH_BYTES = 256 << 20  # of exposed float32 outputs held at once
@@ -68,7 +69,9 @@ def matching_outputs(reference: onnx.ModelProto, candidate: onnx.ModelProto) -> 
             continue
         written = node.output[0]
         meant = written.removesuffix(INPUT_SUFFIX)
-        pairs[layer.name] = (meant if meant in made else layer.output, _rounded(written, readers))
+        turned = f"{layer.name}{AFTER}"  # a product that was turned around: what is turned back is compared
+        found = layer.output if written == turned else _rounded(written, readers)
+        pairs[layer.name] = (meant if meant in made else layer.output, found)
     return pairs
 
 

@@ -12,13 +12,15 @@ from sparsify import Description, Layer, Model, TensorSpec
 from sparsify_onnx.graph import WEIGHTED, WeightLayer, model_inputs, weight_layers
 from sparsify_onnx.macs import count_macs
 from sparsify_onnx.shapes import measure_shapes
+from sparsify_onnx.weight_only import weight_only_layers
 from sparsify_onnx.weights import Source, count_parameters, float_view, weight_sources
 
 
 def describe(model: Model) -> Description:
     """Describe a model from its graph, and from the recorded shapes where `facts` has those of every layer.
 
-    A layer's MACs are 0 where its shapes cannot be learned.
+    A layer's MACs are 0 where its shapes cannot be learned. Its precision is `int8 weights` where it multiplies floats
+    by weights that are merely kept as integers.
     """
     value: onnx.ModelProto = model.value
     sources = weight_sources(value)
@@ -26,10 +28,14 @@ def describe(model: Model) -> Description:
     layers = weight_layers(view)
     shapes, batch = _shapes(model, layers), fixed_batch(value) or 1
     parameters, zeros = count_parameters(value, sources)
+    stored = weight_only_layers(value)
     return Description(
         inputs=tuple(_spec(item) for item in model_inputs(value)),
         outputs=tuple(_spec(item) for item in value.graph.output),
-        layers=tuple(_layer(layer, sources[layer.weight], count_macs(layer, shapes, batch)) for layer in layers),
+        layers=tuple(
+            _layer(layer, sources[layer.weight], count_macs(layer, shapes, batch), layer.name in stored)
+            for layer in layers
+        ),
         parameters=parameters,
         zeros=zeros,
         computing=sum(node.op_type in WEIGHTED for node in view.graph.node),
@@ -50,7 +56,7 @@ def _shapes(model: Model, layers: tuple[WeightLayer, ...]) -> Mapping[str, tuple
     return measure_shapes(model.value).tensors
 
 
-def _layer(layer: WeightLayer, source: Source, macs: int) -> Layer:
+def _layer(layer: WeightLayer, source: Source, macs: int, stored: bool) -> Layer:
     parameters = prod(layer.shape)
     return Layer(
         name=layer.name,
@@ -59,7 +65,7 @@ def _layer(layer: WeightLayer, source: Source, macs: int) -> Layer:
         parameters=parameters,
         macs=macs,
         sparsity=source.zeros() / parameters if parameters else 0.0,
-        precision=source.precision,
+        precision=f"{source.precision} weights" if stored else source.precision,
         eligible=layer.prunable,
         reason=layer.reason,
     )

@@ -10,6 +10,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 AFTER_SOFTMAX = "fixed weights after Softmax"
 CONVERSION = "fixed weights that convert coordinates"
+FIXED = (AFTER_SOFTMAX, CONVERSION)
 PASSING = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Identity", "Gather", "Cast")
 SMALL = 256  # weights at most: arithmetic written as a layer has few
 CONVERTING = (0.0, 0.25, 0.5, 1.0, 2.0)  # the magnitudes that corners, centres and sizes are converted with

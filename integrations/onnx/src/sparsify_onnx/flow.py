@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, TensorProto
 
-from sparsify_onnx.fixed import AFTER_SOFTMAX, CONVERSION
+from sparsify_onnx.fixed import FIXED
 from sparsify_onnx.graph import initializers, model_inputs, producers, reads, weight_layers
 
-FIXED = (AFTER_SOFTMAX, CONVERSION)
 FIRST = (0,)
 # inputs that hold values, for operators whose others say where, how far or whether
 VALUES: Mapping[str, tuple[int, ...]] = {

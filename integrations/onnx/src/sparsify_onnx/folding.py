@@ -1,4 +1,4 @@
-"""Fold what is constant into weights: constant subgraphs, batch norms, scales and shifts, Gemm factors."""
+"""Fold what is constant into weights: constant subgraphs, batch norms, scales and shifts."""
 
 from __future__ import annotations
 
@@ -75,25 +75,6 @@ def _compute(model: onnx.ModelProto, nodes: list[NodeProto], wanted: list[str]) 
     return {
         name: a for name, a in arrays.items() if isinstance(a, np.ndarray) and a.dtype != object and a.nbytes <= limit
     }
-
-
-def fold_gemm_factors(model: onnx.ModelProto) -> int:
-    """Multiply Gemm's alpha into a constant weight and its beta into a constant bias."""
-    done = 0
-    for node in model.graph.node:
-        facts = attributes(node) if node.op_type == "Gemm" else {}
-        for factor, place in (("alpha", 1), ("beta", 2)):
-            if facts.get(factor, 1.0) == 1.0:
-                continue
-            held = read_constant(model, node.input[place]) if place < len(node.input) else None
-            if held is None:
-                continue
-            _store(model, node, place, held * facts[factor])
-            kept = [item for item in node.attribute if item.name != factor]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-            done += 1
-    return done
 
 
 @dataclass(frozen=True)
@@ -200,8 +181,8 @@ def _apply(model: onnx.ModelProto, layer: NodeProto, affine: Affine, channels: i
         bias = np.broadcast_to(bias.reshape(-1) * affine.scale + affine.shift, channels)
         if not (np.isfinite(weight.astype(np.float32)).all() and np.isfinite(bias.astype(np.float32)).all()):
             return False
-    _store(model, layer, 1, weight)
-    _store(model, layer, 2, bias)
+    store_constant(model, layer, 1, weight)
+    store_constant(model, layer, 2, bias)
     return True
 
 
@@ -224,7 +205,7 @@ def read_constant(model: onnx.ModelProto, name: str) -> Doubles | None:
     return numpy_helper.to_array(tensor).astype(np.float64)
 
 
-def _store(model: onnx.ModelProto, node: NodeProto, place: int, values: Doubles) -> None:
+def store_constant(model: onnx.ModelProto, node: NodeProto, place: int, values: Doubles) -> None:
     """Give a node a constant: in place where no other node reads it, else under a new name."""
     array = values.astype(np.float32)
     name = node.input[place] if place < len(node.input) else ""

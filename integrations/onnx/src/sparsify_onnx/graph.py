@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from sparsify_onnx.fixed import AFTER_SOFTMAX, CONVERSION, converts, weighs_soft
 
 Floats = NDArray[np.float32]
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 @dataclass(frozen=True)
@@ -206,10 +207,8 @@ def _with_reason(layer: WeightLayer, others: list[str], first: bool, last: bool,
     reason = fixed
     if reason:
         return replace(layer, reason=reason)
-    if layer.op == "ConvTranspose":
-        reason = "transposed convolution"
-    elif layer.group > 1:
-        reason = "depthwise convolution" if layer.shape[1] == 1 else "grouped convolution"
+    if layer.op in CONVOLUTIONS and layer.group > 1 and _group_inputs(layer) == 1:
+        reason = "depthwise convolution"
     elif len(layer.shape) > 2 and layer.op in ("MatMul", "Gemm"):
         reason = "batched weight"
     elif others:
@@ -221,15 +220,23 @@ def _with_reason(layer: WeightLayer, others: list[str], first: bool, last: bool,
     return replace(layer, reason=reason)
 
 
+def _group_inputs(layer: WeightLayer) -> int:
+    return layer.shape[1] if layer.op == "Conv" else layer.shape[0] // layer.group
+
+
 def read_weight(model: onnx.ModelProto, layer: WeightLayer) -> Floats:
     """Copy a layer's weight as a matrix, outputs × (inputs · kernel), whatever way the node stores it."""
     return to_matrix(layer, numpy_helper.to_array(initializers(model)[layer.weight]))
 
 
 def to_matrix(layer: WeightLayer, weight: NDArray[Any]) -> Floats:
-    """Turn a stored 2-D (Gemm, MatMul) or 2+k-D (Conv) weight into outputs × (inputs · kernel)."""
+    """Turn a stored 2-D (Gemm, MatMul) or 2+k-D (Conv) weight into outputs × (inputs of one group · kernel)."""
     if layer.op == "Conv":
         return np.array(weight.reshape(weight.shape[0], -1), dtype=np.float32)
+    if layer.op == "ConvTranspose":
+        return np.array(_by_group(layer, weight).swapaxes(1, 2), dtype=np.float32, order="C").reshape(
+            layer.group * weight.shape[1], -1
+        )
     outputs_first = layer.attributes.get("transB", 0) == 1 if layer.op == "Gemm" else layer.weight_input == 0
     return np.array(weight if outputs_first else weight.T, dtype=np.float32)
 
@@ -238,8 +245,16 @@ def from_matrix(layer: WeightLayer, matrix: Floats) -> Floats:
     """Undo `to_matrix`."""
     if layer.op == "Conv":
         return np.ascontiguousarray(matrix.reshape(layer.shape))
+    if layer.op == "ConvTranspose":
+        groups = matrix.reshape(layer.group, layer.shape[1], layer.shape[0] // layer.group, -1)
+        return np.ascontiguousarray(groups.swapaxes(1, 2)).reshape(layer.shape)
     outputs_first = layer.attributes.get("transB", 0) == 1 if layer.op == "Gemm" else layer.weight_input == 0
     return np.ascontiguousarray(matrix if outputs_first else matrix.T)
+
+
+def _by_group(layer: WeightLayer, weight: NDArray[Any]) -> NDArray[Any]:
+    """View a transposed convolution's weight as groups × inputs × outputs × kernel."""
+    return weight.reshape(layer.group, weight.shape[0] // layer.group, weight.shape[1], -1)
 
 
 def write_initializer(model: onnx.ModelProto, name: str, array: NDArray[Any]) -> None:
@@ -247,8 +262,15 @@ def write_initializer(model: onnx.ModelProto, name: str, array: NDArray[Any]) ->
     initializers(model)[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
 
 
+def drop_unread(model: onnx.ModelProto, names: Collection[str]) -> None:
+    """Remove those of these initializers that no node reads."""
+    used = {name for node in model.graph.node for name in reads(node)}
+    for index in reversed([i for i, item in enumerate(model.graph.initializer) if item.name in set(names) - used]):
+        del model.graph.initializer[index]
+
+
 def channel_axis(layer: WeightLayer) -> int:
-    """Return the axis of the stored weight that runs over outputs (the axis of per-channel scales)."""
+    """Return the axis of the stored weight that runs over outputs, of one group in a ConvTranspose."""
     if layer.op == "Conv":
         return 0
     if layer.op == "ConvTranspose":

@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
-from sparsify_onnx.folding import fold_affine, fold_constants, fold_gemm_factors
+from sparsify_onnx.folding import fold_affine, fold_constants
+from sparsify_onnx.gemms import fold_gemm_factors
 from sparsify_onnx.graph import initializers, reads, subgraphs
 from sparsify_onnx.metadata import scrub
 
@@ -28,7 +29,7 @@ def normalize(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]
         (settle, "constants turned into initializers"),
         (bypass, "Identity and Dropout nodes removed"),
         (fold_constants, "nodes of constants computed"),
-        (fold_gemm_factors, "Gemm factors folded into weights"),
+        (fold_gemm_factors, "Gemm factors and biases folded"),
         (fold_affine, "batch norms and constant scales or shifts folded into the layer before them"),
         (drop_dead, "nodes without effect removed"),
         (name_nodes, "nodes without a name of their own named"),

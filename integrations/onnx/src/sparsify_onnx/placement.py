@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from sparsify_onnx.exclusions import Exclusions, Shapes, find_exclusions
 from sparsify_onnx.graph import WEIGHTED, WeightLayer, attributes, initializers, producers, reads, weight_layers
+from sparsify_onnx.weight_only import WEIGHT_ONLY
 
 # these move or select values, so their output keeps their input's grid
 MOVING = (
@@ -127,7 +128,7 @@ def _why_float(node: onnx.NodeProto, layer: WeightLayer | None, graph: _Graph, i
     if node.name in graph.excluded.nodes:
         return graph.excluded.nodes[node.name]
     if layer.op == "ConvTranspose":
-        return "no INT8 kernel for transposed convolutions"
+        return WEIGHT_ONLY
     if layer.input in graph.constants:
         return "its input is constant"
     if layer.op == "MatMul" and (layer.weight_input == 0 or len(layer.shape) > 2):

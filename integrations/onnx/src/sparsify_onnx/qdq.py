@@ -19,6 +19,7 @@ from sparsify_onnx.graph import WeightLayer, attributes, initializers, producers
 from sparsify_onnx.placement import JOINING, MOVING, Placement
 from sparsify_onnx.ranges import LEVELS, Grid, grid
 from sparsify_onnx.rounding import Floats, Integers
+from sparsify_onnx.weight_only import WEIGHT_ONLY
 
 KEPT = "_keeps_float"
 INPUT_SUFFIX = "_QuantizeLinear_Input"  # what the writer appends where it renames a graph output's maker
@@ -122,7 +123,7 @@ def _keep_float(model: onnx.ModelProto, placement: Placement) -> None:
     """
     held, makers = initializers(model), producers(model)
     for index, node in reversed(list(enumerate(model.graph.node))):
-        if placement.reasons.get(node.name, "int8") == "int8" or node.op_type == "MatMul":
+        if placement.reasons.get(node.name, "int8") in ("int8", WEIGHT_ONLY) or node.op_type == "MatMul":
             continue
         maker = makers.get(node.input[0])
         while maker is not None and maker.op_type in MOVING:

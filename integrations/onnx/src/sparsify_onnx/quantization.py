@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sparsify import Context, Model, RequestError
 
 from sparsify_onnx.affine import read_bias, write_affine
+from sparsify_onnx.biases import spread_biases
 from sparsify_onnx.calibration import Shapes, measure
 from sparsify_onnx.columns import column_order
 from sparsify_onnx.correction import measure_shifts
@@ -33,7 +34,10 @@ from sparsify_onnx.rounding import (
     round_with_feedback,
 )
 from sparsify_onnx.solution import Solution, fingerprint, pack, unpack
+from sparsify_onnx.tables import round_tables
 from sparsify_onnx.targets import as_names
+from sparsify_onnx.turning import turn_products
+from sparsify_onnx.weight_only import WEIGHT_ONLY, round_weights
 
 ON_GRID = 1e-3  # of a step: float32 holds an int8 multiple of its scale a hundred times better
 
@@ -71,6 +75,8 @@ class QuantizationModifier(BaseModel):
             model = EqualizationModifier().apply(model, context)
         shapes: Shapes = model.facts.get("shapes", {})
         value = own_constants(model.value)
+        turn_products(value, shapes)
+        spread_biases(value, shapes)
         refuse_opset(value)
         ignored = ignored_nodes(value, self.ignore)
         placement = place(value, ignored, shapes)
@@ -87,12 +93,14 @@ class QuantizationModifier(BaseModel):
             context.checkpoint.save(name, pack(solution))
         _write_biases(value, placement, solution)
         written = write_qdq(value, place(value, ignored, shapes), solution.grids, solution.weights)
-        notes = _notes(placement, solution)
+        tables = round_tables(written, {**placement.excluded, **dict.fromkeys(ignored, "ignored")})
+        round_weights(written, [name for name, reason in placement.reasons.items() if reason == WEIGHT_ONLY], given)
+        notes = (*_notes(placement, solution), *tables.notes())
         for line in notes:
             context.note(line)
         facts = {
             **model.facts,
-            "quantized": dict(placement.reasons),
+            "quantized": {**placement.reasons, **tables.reasons},
             "excluded": dict(placement.excluded),
             "notes": (*model.facts.get("notes", ()), *notes),
         }

@@ -12,6 +12,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from sparsify_onnx.fixed import is_small
 from sparsify_onnx.graph import WEIGHTED, attributes, initializers, producers
 from sparsify_onnx.storage import without_initializers
+from sparsify_onnx.tables import scale_tables
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def count_parameters(model: onnx.ModelProto, sources: Mapping[str, Source]) -> t
     """Count the parameters in the file and how many are zero; scales and zero points are none."""
     constants = initializers(model)
     behind = {source.tensor.name: source for source in sources.values()}
-    scaling: set[str] = set()
+    scaling = scale_tables(model)
     biases: set[str] = set()
     for node in model.graph.node:
         integer = INTEGER.get(node.op_type)
