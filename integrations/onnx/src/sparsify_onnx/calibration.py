@@ -100,13 +100,14 @@ def few(context: Context) -> Dataset:
 
 
 def measure_peaks(
-    model: onnx.ModelProto, names: Sequence[str], context: Context, shapes: Shapes
+    model: onnx.ModelProto, names: Sequence[str], context: Context, shapes: Shapes, axis: int = 1
 ) -> dict[str, NDArray[np.float32]]:
-    """Return the largest magnitude of each channel (axis 1) of each tensor."""
+    """Return the largest magnitude of each channel of each tensor."""
     peaks: dict[str, NDArray[np.float32]] = {}
     for moment in watch(model, names, few(context), context, shapes, "measuring channels") if names else ():
         for name, array in moment.tensors.items():
-            found = np.abs(array).max(axis=(0, *range(2, array.ndim)), initial=0.0)
+            others = tuple(other for other in range(array.ndim) if other != axis % array.ndim)
+            found = np.abs(array).max(axis=others, initial=0.0)
             peaks[name] = np.maximum(peaks[name], found) if name in peaks else found
     return peaks
 

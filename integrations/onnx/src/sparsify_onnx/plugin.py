@@ -43,6 +43,14 @@ def modifiers() -> Iterable[Entry]:
             phase=AFTER,
         ),
         Entry(
+            "SmoothQuantModifier",
+            "sparsify_onnx.smoothing:SmoothQuantModifier",
+            "move outliers behind normalisations into the weights of the INT8 layers there (Xiao et al. 2022)",
+            accepts=ONNX,
+            returns="onnx",
+            phase=AFTER,
+        ),
+        Entry(
             "QuantizationModifier",
             "sparsify_onnx.quantization:QuantizationModifier",
             "static INT8: weights per channel, activations from calibration data",
