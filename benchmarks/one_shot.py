@@ -3,7 +3,7 @@
     python benchmarks/one_shot.py DATA MODELS                                # every case, hours on two cores
     python benchmarks/one_shot.py DATA MODELS --only squeezenet --only minilm
     python benchmarks/one_shot.py DATA MODELS --only resnet20-float --seeds 0 --calibration 1000
-    python benchmarks/one_shot.py DATA MODELS --only mobilenet --peers-only
+    python benchmarks/one_shot.py DATA MODELS --only mobilenet --rows tools   # ONNX Runtime and NNCF
 
 DATA holds cifar10-jpg.tar, imagenette-small, imagenet-sample and models. MODELS holds what export_squeezenet.py,
 train_mobilenet.py and train_minilm.py write. Needs nncf. Every file is calibrated on the samples that the command line
@@ -19,7 +19,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -33,6 +33,7 @@ UNIFORM = {
     "magnitude": "MagnitudePruningModifier {{sparsity: {rate}}}",
     "SparseGPT as published": "SparseGPTModifier {{sparsity: {rate}, refit: false}}",
 }
+ROWS = ("ours", "uniform", "tools")
 RATES = (0.5143, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -72,10 +73,10 @@ class Bench:
     data: Path
     models: Path
     scratch: Path
-    calibration: tuple[int, ...]
-    seeds: tuple[int, ...]
-    rates: tuple[float, ...]
-    peers_only: bool
+    calibration: Sequence[int]
+    seeds: Sequence[int]
+    rates: Sequence[float]
+    rows: Sequence[str]
 
     def file(self, name: str) -> Path:
         """Return a new path in the scratch folder."""
@@ -91,18 +92,11 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, nargs="+", default=[1000, 500], help="sample counts of ResNet-20")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of float pruning")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of float pruning")
-    parser.add_argument("--peers-only", action="store_true", help="leave our own rows out")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="uniform: pruned without allocation")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(
-            options.data,
-            options.models,
-            Path(scratch),
-            tuple(options.calibration),
-            tuple(options.seeds),
-            tuple(options.rates),
-            options.peers_only,
-        )
+        lists = (options.calibration, options.seeds, options.rates, options.rows)
+        bench = Bench(options.data, options.models, Path(scratch), *lists)
         for name in options.only or CASES:
             CASES[name](bench)
 
@@ -116,18 +110,19 @@ def resnet20(bench: Bench) -> None:
 
 def resnet20_float(bench: Bench) -> None:
     """Print ResNet-20 pruned, weights in float: top-1 as the mean over the seeds, with the lowest and the highest."""
-    pruners = UNIFORM if bench.peers_only else {"ours": OURS, **UNIFORM}
+    pruners = ({"ours": OURS} if "ours" in bench.rows else {}) | (UNIFORM if "uniform" in bench.rows else {})
     base = resnet20_case(bench)
     for count in bench.calibration:
-        print(f"\n### {base.title}: pruned, weights in float, {count:,} calibration samples, seeds {bench.seeds}\n")
+        seeds = ", ".join(map(str, bench.seeds))
+        print(f"\n### {base.title}: pruned, weights in float, {count:,} calibration samples, seeds {seeds}\n")
         print(f"| pruning | {' | '.join(f'{100 * rate:.1f} %' for rate in bench.rates)} | seconds |")
         print(f"|---|{'---|' * len(bench.rates)}---|")
         for name, modifier in pruners.items():
-            seeds = bench.seeds[:1] if name == "magnitude" else bench.seeds  # magnitude sees no samples
+            drawn = bench.seeds[:1] if name == "magnitude" else bench.seeds  # magnitude sees no samples
             cells, seconds = [], []
             for rate in bench.rates:
                 recipe = ("--recipe", str(write_recipe(bench, modifier, rate, int8=False)))
-                rows = [ours(bench, replace(base, calibration=count), *recipe, "--seed", str(seed)) for seed in seeds]
+                rows = [ours(bench, replace(base, calibration=count), *recipe, "--seed", str(seed)) for seed in drawn]
                 cells.append(spread([row.metrics["optimized"]["metrics"]["accuracy"] for row in rows if row.metrics]))
                 seconds += [row.cost.seconds for row in rows]
             print(f"| {name} | {' | '.join(cells)} | {fmean(seconds):.1f} |", flush=True)
@@ -177,21 +172,28 @@ def cifar10(bench: Bench) -> Path:
 def compare(bench: Bench, case: Case, *levels: Level) -> None:
     """Make every file of a case, measure them together, and print a table."""
     rows: dict[str, Row] = {}
-    for level in () if bench.peers_only else levels:
+    for level in levels if "ours" in bench.rows else ():
         options = ("--optim-level", str(level.value), "--max-drop", level.max_drop)
         rows[level.label] = ours(bench, case, *options)
-    for rate in (level.rate for level in levels if level.rate):
+    for rate in (level.rate for level in levels if level.rate and "uniform" in bench.rows):
         for name, modifier in UNIFORM.items():
             recipe = str(write_recipe(bench, modifier, rate, int8=True))
             rows[f"{name} {100 * rate:.1f} %, uniform, + our INT8"] = ours(bench, case, "--recipe", recipe)
+    if "tools" in bench.rows:
+        rows |= tools(bench, case)
+    found = in_process(measure, case, {name: row.model for name, row in rows.items() if row.model}).result()
+    print_table(case, rows, *found)
+    print_apply(rows)
+
+
+def tools(bench: Bench, case: Case) -> dict[str, Row]:
+    """Quantize with the tools that can be installed."""
+    rows = {}
     for method in ("MinMax", "Entropy"):
         for per_channel in (False, True):
             name = f"ONNX Runtime {method.lower()}, per {'channel' if per_channel else 'tensor'}"
             rows[name] = theirs(bench, case, name, onnxruntime_int8, method, per_channel)
-    rows[nncf_name(case)] = theirs(bench, case, "nncf", nncf_int8)
-    found = in_process(measure, case, {name: row.model for name, row in rows.items() if row.model}).result()
-    print_table(case, rows, *found)
-    print_apply(rows)
+    return rows | {nncf_name(case): theirs(bench, case, "NNCF", nncf_int8)}
 
 
 def ours(bench: Bench, case: Case, *options: str) -> Row:
@@ -263,9 +265,9 @@ def print_table(case: Case, rows: Mapping[str, Row], baseline: float, scores: Ma
 
 def print_apply(rows: Mapping[str, Row]) -> None:
     """Print the seconds of our apply stage beside NNCF's, both for INT8 alone on the same samples."""
-    nncf = next(row for name, row in rows.items() if name.startswith("NNCF"))
+    nncf = next((row for name, row in rows.items() if name.startswith("NNCF") and row.model), None)
     for name, row in rows.items():
-        if "(INT8)" in name and row.metrics and nncf.model:
+        if nncf and "(INT8)" in name and row.metrics:
             seconds = next(stage["seconds"] for stage in row.metrics["stages"] if stage["name"] == "apply")
             told = f"ours {seconds:.1f} s (the stage apply), NNCF {nncf.cost.seconds:.1f} s"
             print(f"\nINT8 alone: {told}: {seconds / nncf.cost.seconds:.2f} ×")

@@ -186,7 +186,8 @@ def measure(case: Case, files: Mapping[str, Path]) -> tuple[float, dict[str, Sco
         )
         for name, pair in pairs.items()
     }
-    return next(iter(pairs.values())).baseline.values["accuracy"], scores
+    first = next(iter(pairs.values()), None)
+    return first.baseline.values["accuracy"] if first else 0.0, scores
 
 
 def outputs_of(session: Session, dataset: Dataset) -> list[dict[str, Any]]:
