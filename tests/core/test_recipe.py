@@ -219,6 +219,7 @@ def test_the_key_dialect_keeps_its_stages_and_is_normalised():
     assert recipe.notes == (
         "SparseGPTModifier: renamed 'percdamp' to 'dampening_frac'",
         "SparseGPTModifier: dropped 'quantize': quantization is a modifier of its own",
+        "SmoothQuantModifier: dropped 'mappings': what reads each normalisation is found from the graph",
     )
 
 
