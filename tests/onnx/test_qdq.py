@@ -301,3 +301,16 @@ def test_weights_are_as_given_in_the_file() -> None:
     for name, weight in weights.items():
         assert np.array_equal(numpy_helper.to_array(held[f"{name}_quantized"]), weight.integers)
         assert np.array_equal(numpy_helper.to_array(held[f"{name}_scale"]), weight.scales)
+
+
+def test_what_a_float_node_gives_is_rounded_for_integer_nodes_only(tmp_path: Path) -> None:
+    b = models.Builder(1)
+    x = b.op("Tanh", b.matmul("input", 24, 24, name="first"), output="seen")
+    model = b.model(b.op("Add", b.matmul(x, 24, 24, name="second"), x, name="residual"), ("batch", 6, 24), rank=3)
+    placement, grids, weights = ingredients(model)
+    written = write_qdq(model, placement, grids, weights)
+    residual = next(node for node in written.graph.node if node.name == "residual")
+    assert "seen" in residual.input
+    kinds = [node.op_type for node in optimized(written, tmp_path).graph.node]
+    assert kinds.count("MatMulIntegerToFloat") == 2
+    assert "DequantizeLinear" not in kinds

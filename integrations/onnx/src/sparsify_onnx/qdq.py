@@ -64,6 +64,7 @@ def write_qdq(
     expected = {layer.name: _bias_integers(model, layer, placement, grids, weights) for layer in placement.layers}
     written = _quantizer(model, placement, grids, constants, weights)
     written.producer_name, written.producer_version = producer
+    _spare_floats(written, placement)
     _keep_float(written, placement)
     _verify(written, placement, grids, weights, expected)
     return written
@@ -113,6 +114,26 @@ def _quantizer(
     for key, value in kept:
         written.metadata_props.add(key=key, value=value)
     return written
+
+
+def _spare_floats(model: onnx.ModelProto, placement: Placement) -> None:
+    """Give nodes left in float what a float node put out, not what INT8 nodes beside them see of it.
+
+    The library rounds a tensor for all that read it, the residual of a transformer included.
+    """
+    makers, integer = producers(model), set(placement.nodes)
+    for node in model.graph.node:
+        if node.name in integer or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        for place, name in enumerate(node.input):
+            restore = makers.get(name)
+            if restore is None or restore.op_type != "DequantizeLinear":
+                continue
+            rounding = makers.get(restore.input[0])
+            if rounding is not None:  # else it is a weight
+                maker = makers.get(rounding.input[0])
+                if maker is None or maker.name not in integer:
+                    node.input[place] = rounding.input[0]
 
 
 def _keep_float(model: onnx.ModelProto, placement: Placement) -> None:
