@@ -141,7 +141,7 @@ def test_layers_that_share_a_pass_come_out_as_one_by_one(family: str, monkeypatc
     dense = models.FAMILY[family]()
     together = matrices(prune(dense))
     monkeypatch.setattr(layerwise, "STATISTICS_BYTES", 0)
-    assert all(len(level) == 1 for level in layerwise.levels(dense, weight_layers(dense)))
+    assert all(len(level) == 1 for level in layerwise.levels(dense, weight_layers(dense), 0))
     for name, matrix in matrices(prune(dense)).items():
         np.testing.assert_allclose(matrix, together[name], rtol=1e-2, atol=1e-3)
 

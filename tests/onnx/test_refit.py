@@ -92,7 +92,7 @@ def test_fewer_rows_than_columns_are_solved() -> None:
 
 def test_sparsegpts_own_problem_starts_from_the_original_weights() -> None:
     x, y, weights = rows(5)
-    problem = damped_problem(gathered(x, y).gram[0], weights, 0.01)
+    problem = damped_problem(gathered(x, y).gram[0][:-1, :-1], weights, 0.01)
     assert problem.target is weights
     diagonal = np.diag(x.T @ x)
     np.testing.assert_allclose(np.diag(problem.hessian), diagonal + 0.01 * diagonal.mean(), rtol=1e-4)

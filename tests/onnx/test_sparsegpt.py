@@ -21,8 +21,7 @@ def random_problem(seed: int, outputs: int, inputs: int, rows: int = 200) -> Pro
     random = np.random.default_rng(seed)
     mixing = random.standard_normal((inputs, inputs)) * np.exp(random.normal(0, 0.7, inputs))
     x = random.standard_normal((rows, inputs)) @ mixing + random.normal(0, 1, inputs)
-    gram = np.pad(x.T @ x, (0, 1))
-    return damped_problem(gram, random.standard_normal((outputs, inputs)), 0.001)
+    return damped_problem(x.T @ x, random.standard_normal((outputs, inputs)), 0.001)
 
 
 def free(problem: Problem) -> np.ndarray:
@@ -182,5 +181,5 @@ def test_a_pattern_keeps_its_blocks_when_cut() -> None:
     pattern = lay(Structure(1, 4), 2, 6)
     assert isinstance(pattern, Pattern)
     assert pattern.group.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3]
-    assert solver._edges(pattern, 5) == [0, 6, 12]
-    assert solver._edges(lay(Structure(1, 4, 2), 2, 6), 128) == [0, 4, 6, 10, 12]
+    assert solver.edges(pattern, 5) == [0, 6, 12]
+    assert solver.edges(lay(Structure(1, 4, 2), 2, 6), 128) == [0, 4, 6, 10, 12]

@@ -29,6 +29,7 @@ def make_context(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> Contex
         batch_size=loaded.batch_size,
         seed=plan.experiment.seed,
         threads=plan.experiment.threads,
+        memory=loaded.memory,
         kept=plan.folder.measurements,
         progress=talk.progress,
         note=notes,

@@ -78,13 +78,15 @@ class ModelFormat:
     compare(reference, candidate, dataset, batch_size, score) measures by layer name `sqnr_db`, the error of its output
     with all before it compressed too, and where it can `isolated_db`, with this layer compressed alone, `saturation`,
     the share of its input's values beyond its grid, `ms_before`, `ms_after`, and by score(model), which gives `points`
-    lost and `kl`, `drop_if_alone` and `kl_if_alone`.
+    lost and `kl`, `drop_if_alone` and `kl_if_alone`. fit(model, limit) says what a limit on the process leaves: the
+    bytes that a modifier may work with, and how many samples to run at once; raises RequestError for too low a one.
     """
 
     load: Callable[[Path], Model]
     save: Callable[[Model, Path], None]
     describe: Callable[[Model], Description]
     compare: Callable[[Model, Model, Dataset, int, Score | None], Mapping[str, Mapping[str, float]]]
+    fit: Callable[[Model, int], tuple[int, int]] = lambda model, limit: (limit, 1)
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,8 @@ class Context:
     """Give a modifier what it works with.
 
     checkpoint: finished pieces, forgotten when the run is done; kept: what was measured, which stays in the run folder
-    and is taken from there by --resume and `reproduce`. note: puts one line into the log and the report.
+    and is taken from there by --resume and `reproduce`. memory: bytes to work with, beside the models; 0 where no limit
+    was set. note: puts one line into the log and the report.
     """
 
     calibration: Dataset
@@ -236,6 +239,7 @@ class Context:
     batch_size: int = 8
     seed: int = 0
     threads: int = 0
+    memory: int = 0
     checkpoint: Checkpoint = field(default_factory=NoCheckpoint)
     kept: Checkpoint = field(default_factory=NoCheckpoint)
     progress: Progress = silent

@@ -106,5 +106,5 @@ def spool(dataset: Dataset, folder: Path) -> Dataset:
     kept: list[str] = []
     for index, (_, sample) in enumerate(dataset.samples()):
         kept.append(f"{index:06d}")
-        write_arrays(folder / f"{kept[-1]}.npz", sample.inputs)
+        write_arrays(folder / f"{kept[-1]}.npz", sample.inputs, sync=False)  # a resumed run copies them again
     return Dataset(tuple(kept), lambda key: Sample(read_arrays(folder / f"{key}.npz")))

@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator  # noqa: TID253 - loaded by `run` only
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator  # noqa: TID253 - loaded by `run` only
 
 from sparsify.errors import RequestError
-from sparsify.levels import parse_budget, parse_duration, parse_level, parse_structure
+from sparsify.levels import parse_budget, parse_duration, parse_level, parse_memory, parse_structure
 
 Kind = Literal["one-shot", "training-aware", "sparse-transfer"]
 Count = Annotated[int, Field(gt=0)]
@@ -40,6 +40,7 @@ class Experiment(BaseModel):
         description="what the sparsity is a share of as it is spread by sensitivity; uniform = one for all",
     )
     time_budget: str | None = Field(None, description="cut the search for a better recipe after 90s, 10m, 1h")
+    max_memory: str | None = Field(None, description="the most memory the process may take: 800MB, 4GB, 2GiB")
     runtime: tuple[str, ...] = Field(("onnxruntime",), description="repeatable; the first one decides")
     threads: int = Field(0, ge=0, description="threads of a runtime session; 0 = all cores")
     seed: int = Field(0, ge=0, description="seed of every random choice")
@@ -61,11 +62,11 @@ class Experiment(BaseModel):
         parse_budget(str(value), agreement=False)
         return str(value)
 
-    @field_validator("time_budget")
+    @field_validator("time_budget", "max_memory")
     @classmethod
-    def _duration(cls, value: str | None) -> str | None:
+    def _quantity(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None:
-            parse_duration(value)
+            (parse_duration if info.field_name == "time_budget" else parse_memory)(value)
         return value
 
     @field_validator("sparsity")

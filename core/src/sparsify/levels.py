@@ -70,6 +70,14 @@ def parse_duration(value: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
+def parse_memory(value: str) -> int:
+    """Read `--max-memory` as bytes: `400MB`, `4GB`, `2GiB`; raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mg])(i?)b", str(value).strip().lower())
+    if not found or not float(found[1]):
+        raise ValueError(f"'{value}' is no amount of memory; give megabytes or gigabytes such as 800MB, 4GB, 2GiB")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** (2 if found[2] == "m" else 3))
+
+
 def parse_structure(value: str) -> str:
     """Read `--sparsity`: unstructured, N:M, or RxC (`block4` is 1x4); raises ValueError."""
     text = str(value).strip().lower()

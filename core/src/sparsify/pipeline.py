@@ -15,6 +15,7 @@ from sparsify.contracts import Data, DataRequest, Description, Metric, Model, Te
 from sparsify.errors import RequestError, StageError
 from sparsify.evaluation import evaluate
 from sparsify.experiment import Experiment
+from sparsify.levels import parse_memory
 from sparsify.outcome import SLOWER, Measured, build_metrics, exit_code, near_chance
 from sparsify.plugins import Plugins, load_plugins
 from sparsify.recipe import Recipe, dump_recipe
@@ -55,6 +56,7 @@ class Loaded:
     metrics: tuple[Metric, ...]
     batch_size: int
     fixed_batch: bool
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def load(plan: Plan, notes: Notes) -> Loaded:
     origin = {"sha256": file_hash(plan.model_path), "opset": model.facts.get("opset")}
     record(plan, model=origin, preprocess=data.preprocess, samples=splits.counts(), data_sha256=splits.hashes())
     metrics, batch = plan.metrics if data.has_targets else (), fixed_batch(description.inputs)
-    return Loaded(model, description, data, splits, metrics, batch or BATCH, batch is not None)
+    memory, most = plan.model_format.fit(model, parse_memory(asked.max_memory)) if asked.max_memory else (0, BATCH)
+    return Loaded(model, description, data, splits, metrics, batch or min(most, BATCH), batch is not None, memory)
 
 
 def fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:

@@ -112,8 +112,8 @@ def _safe(name: str) -> str:
     return safe if safe == name and len(safe) <= 60 else f"{safe[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a killed run leaves either the old or the new one."""
+def write_atomic(path: Path, content: str | bytes | memoryview, *, sync: bool = True) -> None:
+    """Write a file so that a killed run leaves either the old or the new one; with `sync`, a lost power supply too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -121,7 +121,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -157,7 +158,7 @@ class DiskCheckpoint:
         write_arrays(self.folder / f"{_safe(name)}.npz", arrays)
 
 
-def write_arrays(path: Path, arrays: Arrays) -> None:
+def write_arrays(path: Path, arrays: Arrays, *, sync: bool = True) -> None:
     """Write named arrays to an NPZ file atomically; names are prefixed, for `numpy.savez` keeps some to itself."""
     import io
 
@@ -166,7 +167,7 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
     buffer = io.BytesIO()
     prefixed: Any = {f"{PREFIX}{name}": array for name, array in arrays.items()}
     np.savez(buffer, **prefixed)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, buffer.getbuffer(), sync=sync)
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:

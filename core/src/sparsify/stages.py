@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sparsify.errors import PluginError, SparsifyError, StageError
@@ -18,8 +19,10 @@ from sparsify.talk import Talk
 
 def peak_rss_mb() -> float:
     """Return this process's peak resident memory so far in MB (Linux counts KiB, macOS bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if sys.platform == "linux":  # getrusage's figure includes the peak of the process that started this one
+        peak = 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+    return round(peak / 1e6, 1)
 
 
 @contextmanager
@@ -38,7 +41,7 @@ def stage(name: str, plugins: Plugins, talk: Talk, records: list[dict[str, Any]]
         raise _disk(name, error) from error
     except MemoryError as error:
         raise StageError(
-            f"stage '{name}' ran out of memory", fix="use fewer --calibration-samples, or a machine with more memory"
+            f"stage '{name}' ran out of memory", fix="set --max-memory below what is free here, such as 2GB"
         ) from error
     except Exception as error:
         talk.event("stage-failed", stage=name, traceback=traceback.format_exc())

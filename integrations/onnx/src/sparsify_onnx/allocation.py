@@ -19,15 +19,15 @@ from sparsify import Context, NoCheckpoint
 
 from sparsify_onnx.affine import read_matrix, write_affine
 from sparsify_onnx.calibration import Shapes, measure
-from sparsify_onnx.columns import inputs, outputs
+from sparsify_onnx.columns import outputs
 from sparsify_onnx.drift import Drift, affordable, drift_from, spread
-from sparsify_onnx.graph import WeightLayer
+from sparsify_onnx.graph import Floats, WeightLayer
 from sparsify_onnx.hessian import damped_problem
 from sparsify_onnx.joint import Options, layer_pattern
 from sparsify_onnx.layer_times import layer_times
 from sparsify_onnx.layerwise import solve
 from sparsify_onnx.macs import count_macs
-from sparsify_onnx.masks import Structure
+from sparsify_onnx.masks import Structure, choose
 from sparsify_onnx.sparsegpt import sparsegpt
 
 KNOTS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96)  # sparsities at which a layer's error is measured
@@ -115,51 +115,70 @@ def output_curves(
     curves: dict[str, Curve] = {}
     nearest = int(np.argmin([abs(knot - sparsity) for knot in KNOTS]))
     with context.progress("measuring sensitivity", len(layers)) as advance:
-        for layer, errors, weights in layer_errors(model, layers, structure, context, shapes):
-            damage = _damage(model, layer, weights[nearest], drift)
+        for layer, errors, weights in layer_errors(model, layers, structure, context, shapes, nearest):
+            damage = _damage(model, layer, weights, drift)
             curves[layer.name] = _interpolate(errors * (damage / errors[nearest] if errors[nearest] else 0.0))
             advance()
     return curves
 
 
 def layer_errors(
-    model: onnx.ModelProto, layers: Sequence[WeightLayer], structure: Structure, context: Context, shapes: Shapes
-) -> Iterator[tuple[WeightLayer, Curve, list[NDArray[np.float64]]]]:
-    """Yield each layer's error over KNOTS, and the weights that make it; Hessians take turns in memory."""
+    model: onnx.ModelProto,
+    layers: Sequence[WeightLayer],
+    structure: Structure,
+    context: Context,
+    shapes: Shapes,
+    kept: int,
+) -> Iterator[tuple[WeightLayer, Curve, Floats]]:
+    """Yield each layer's error over KNOTS, and its weights at the knot `kept`; Hessians take turns in memory."""
     due = {layer.name for layer in layers}
     for statistics in measure(model, [], layers, context, shapes):
         for layer in layers:
             if layer.name in statistics.hessians:
                 due.discard(layer.name)
-                yield layer, *_errors(model, layer, statistics.hessians.pop(layer.name), structure)
-    for layer in layers:  # too wide for a Hessian: every input counts alike
+                yield layer, *_errors(model, layer, statistics.hessians.pop(layer.name), structure, kept)
+    for layer in layers:
         if layer.name in due:
-            yield layer, *_errors(model, layer, np.stack([np.eye(inputs(layer))] * layer.group), structure)
+            yield layer, *_magnitude_errors(model, layer, structure, kept)
 
 
 def _errors(
-    model: onnx.ModelProto, layer: WeightLayer, hessians: NDArray[np.floating], structure: Structure
-) -> tuple[Curve, list[NDArray[np.float64]]]:
-    matrix = read_matrix(model, layer).astype(np.float64)
+    model: onnx.ModelProto, layer: WeightLayer, hessians: NDArray[np.floating], structure: Structure, kept: int
+) -> tuple[Curve, Floats]:
+    weights = read_matrix(model, layer)
     rows = outputs(layer) // layer.group
     pattern = layer_pattern(layer, structure)
-    totals, found = np.zeros(len(KNOTS)), [matrix.copy() for _ in KNOTS]
+    totals = np.zeros(len(KNOTS))
     for index, hessian in enumerate(hessians):
         part = slice(index * rows, (index + 1) * rows)
-        gram = np.pad(hessian.astype(np.float64), ((0, 1), (0, 1)))
-        problem = damped_problem(gram, matrix[part], DAMPENING)
+        problem = damped_problem(hessian, weights[part].astype(np.float64), DAMPENING)
         for place, knot in enumerate(KNOTS):
-            zeros = structure.zeros(knot, matrix[part].size)
-            pruned, _ = sparsegpt(problem, pattern, zeros, matrix[part] == 0)
-            found[place][part] = pruned
+            zeros = structure.zeros(knot, problem.target.size)
+            pruned, _ = sparsegpt(problem, pattern, zeros, problem.target == 0)
             totals[place] += problem.excess(pruned)
+            if place == kept:
+                weights[part] = pruned
+    return np.maximum.accumulate(totals), weights
+
+
+def _magnitude_errors(
+    model: onnx.ModelProto, layer: WeightLayer, structure: Structure, kept: int
+) -> tuple[Curve, Floats]:
+    """Take every input to count alike in a layer that is too wide for a Hessian."""
+    matrix = read_matrix(model, layer)
+    size, pattern = np.abs(matrix), layer_pattern(layer, structure)
+    masks = (choose(pattern, size, structure.zeros(knot, matrix.size)) for knot in KNOTS)
+    totals, found = np.zeros(len(KNOTS)), matrix
+    for place, mask in enumerate(masks):
+        totals[place] = float(np.square(size[~mask], dtype=np.float64).sum())
+        found = matrix * mask if place == kept else found
     return np.maximum.accumulate(totals), found
 
 
-def _damage(model: onnx.ModelProto, layer: WeightLayer, weights: NDArray[np.float64], drift: Drift) -> float:
+def _damage(model: onnx.ModelProto, layer: WeightLayer, weights: Floats, drift: Drift) -> float:
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    write_affine(changed, layer, weights.astype(np.float32))
+    write_affine(changed, layer, weights)
     return drift(changed)
 
 

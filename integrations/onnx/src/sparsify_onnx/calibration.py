@@ -12,11 +12,13 @@ import onnx
 from numpy.typing import NDArray
 from sparsify import Context, Dataset, StageError
 
-from sparsify_onnx.columns import input_rows, inputs, rows_per_sample, sample_rows
+from sparsify_onnx.columns import input_rows, inputs, pieces, rows_per_sample, sample_rows
 from sparsify_onnx.describe import fixed_batch
 from sparsify_onnx.graph import WeightLayer
 from sparsify_onnx.histogram import EMPTY, Histogram, count, merge
+from sparsify_onnx.memory import share
 from sparsify_onnx.sessions import ORT_ERRORS, open_model
+from sparsify_onnx.symmetric import add_gram
 
 BATCH_BYTES = 128 << 20  # of exposed tensors held at once
 HESSIAN_BYTES = 256 << 20  # above it, a layer is rounded to nearest, and layers take turns
@@ -120,7 +122,7 @@ def measure(
     Yields once a pass: all the histograms each time, and the Hessians of the layers whose turn it was.
     """
     histograms = dict.fromkeys(names, EMPTY)
-    for turn, group in enumerate(_turns(layers) or [[]]):
+    for turn, group in enumerate(_turns(layers, hessian_limit(context)) or [[]]):
         hessians: dict[str, NDArray[Any]] = {}
         counted = names if turn == 0 else []
         exposed = [*counted, *(name for layer in group for name in (layer.input, layer.output))]
@@ -132,20 +134,30 @@ def measure(
         yield Statistics(histograms, hessians)
 
 
-def _turns(layers: Sequence[WeightLayer]) -> list[list[WeightLayer]]:
-    """Group layers so that each group's Hessians fit the memory allowed."""
+def _turns(layers: Sequence[WeightLayer], most: int) -> list[list[WeightLayer]]:
+    """Group layers so that each group's Hessians fit the memory allowed; those that alone do not are left out."""
     turns: list[list[WeightLayer]] = []
     room = 0
     for layer in layers:
-        size = layer.group * inputs(layer) ** 2 * np.dtype(_precision(layer)).itemsize
-        if size > HESSIAN_BYTES:
+        size = hessian_bytes(layer)
+        if size > most:
             continue
         if size > room:
             turns.append([])
-            room = HESSIAN_BYTES
+            room = most
         turns[-1].append(layer)
         room -= size
     return turns
+
+
+def hessian_bytes(layer: WeightLayer) -> int:
+    """Return what a layer's Hessian takes in memory."""
+    return layer.group * inputs(layer) ** 2 * np.dtype(_precision(layer)).itemsize
+
+
+def hessian_limit(context: Context) -> int:
+    """Return the bytes above which a layer gets no Hessian."""
+    return share(context, HESSIAN_BYTES, 4)
 
 
 def _precision(layer: WeightLayer) -> type[np.floating[Any]]:
@@ -159,8 +171,10 @@ def _add_rows(hessians: dict[str, NDArray[Any]], layer: WeightLayer, moment: Mom
         return
     cap = max(-(-HESSIAN_ROWS // max(len(context.calibration), 1)), 1)
     rows = sample_rows(per_sample, moment.first, moment.samples, cap, context.seed)
-    gathered = np.swapaxes(input_rows(layer, moment.tensors[layer.input], output.shape, rows), 0, 1)
     size = inputs(layer)
-    total = hessians.setdefault(layer.name, np.zeros((layer.group, size, size), dtype=_precision(layer)))
-    for group, found in enumerate(np.ascontiguousarray(gathered)):
-        total[group] += found.T @ found
+    if layer.name not in hessians:
+        hessians[layer.name] = np.zeros((layer.group, size, size), dtype=_precision(layer))
+    for part in pieces(rows, layer):
+        gathered = np.swapaxes(input_rows(layer, moment.tensors[layer.input], output.shape, part), 0, 1)
+        for total, found in zip(hessians[layer.name], np.ascontiguousarray(gathered), strict=True):
+            add_gram(total, found)

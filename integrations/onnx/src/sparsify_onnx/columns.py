@@ -7,6 +7,7 @@ inputs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from math import prod
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from sparsify_onnx.graph import CONVOLUTIONS, Floats, WeightLayer, channel_axis
 
 Indices = NDArray[np.intp]
+ROWS_BYTES = 32 << 20  # of float32 rows gathered at once: an early layer's would be gigabytes
 
 
 def sample_rows(per_sample: int, first: int, samples: int, cap: int, seed: int) -> Indices:
@@ -29,6 +31,12 @@ def sample_rows(per_sample: int, first: int, samples: int, cap: int, seed: int) 
         for index in range(samples)
     ]
     return np.concatenate(chosen)
+
+
+def pieces(rows: Indices, layer: WeightLayer) -> Iterator[Indices]:
+    """Cut rows so that what `input_rows` gathers for a piece stays below ROWS_BYTES."""
+    step = max(ROWS_BYTES // (4 * layer.group * inputs(layer)), 1)
+    yield from (rows[start : start + step] for start in range(0, len(rows), step))
 
 
 def rows_per_sample(layer: WeightLayer, output: NDArray[Any], batch: int) -> int:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sparsify import StageError
 
 from sparsify_onnx.graph import Floats
+from sparsify_onnx.symmetric import Floating, add_gram, factor, solve
 
-Matrix = NDArray[np.float64]
-Floating = NDArray[np.floating[Any]]  # float32 or float64
+Matrix = NDArray[Any]  # float64
 DEAD = 1e-6  # of the damping of a live input
 WIDE = 640  # columns; above, float32 serves wherever a later step corrects for it, at half the time
 
@@ -49,7 +50,7 @@ def add_rows(statistics: Statistics, x: Floats, y: Floats) -> None:
         inputs, wanted = np.hstack([x[:, index], ones]), targets[:, index]
         if inputs.shape[1] <= WIDE:
             inputs, wanted = inputs.astype(np.float64), wanted.astype(np.float64)
-        statistics.gram[index] += inputs.T @ inputs
+        add_gram(statistics.gram[index], inputs)
         statistics.cross[index] += wanted.T @ inputs
         statistics.energy[index] += np.square(wanted, dtype=np.float64).sum(axis=0)
 
@@ -81,20 +82,19 @@ def repair_problem(gram: Matrix, cross: Matrix, weights: Matrix, dampening: floa
     hessian = np.outer(-rows * mean_input, mean_input)
     hessian += gram[:-1, :-1]
     wanted = cross[:, :-1] - rows * np.outer(mean_output, mean_input)
-    scale = _damp(hessian, dampening)  # by column
-    target = np.asarray(np.linalg.solve(hessian, (wanted + scale * weights).T).T, dtype=np.float64)
-    return Problem(hessian, target, mean_input, mean_output)
+    scale, lower = _damp(hessian, dampening)  # by column
+    return Problem(hessian, solve(lower, wanted + scale * weights), mean_input, mean_output)
 
 
-def damped_problem(gram: Matrix, weights: Matrix, dampening: float) -> Problem:
+def damped_problem(gram: Floating, weights: Matrix, dampening: float) -> Problem:
     """Pose SparseGPT's own problem for one group: stay near the layer's original weights on the inputs X."""
-    hessian = gram[:-1, :-1].copy()
+    hessian = gram.astype(np.float64)
     _damp(hessian, dampening)
     return Problem(hessian, weights, np.zeros(len(hessian)), np.zeros(len(weights)))
 
 
-def _damp(hessian: Matrix, share: float) -> Matrix:
-    """Add λ to the diagonal in place, enough of it to be positive definite, and return what was added.
+def _damp(hessian: Matrix, share: float) -> tuple[Matrix, Matrix]:
+    """Add λ to the diagonal in place, enough of it to be positive definite; returns what was added, and the factor.
 
     An input that is always zero gets next to nothing, so that its weights are the first to go.
     """
@@ -105,12 +105,13 @@ def _damp(hessian: Matrix, share: float) -> Matrix:
         more = np.maximum(step * mean, added)
         diagonal += more - added
         added = more
-        try:
-            np.linalg.cholesky(hessian)
-        except np.linalg.LinAlgError:
-            continue
-        break
-    return added
+        lower = factor(hessian.copy())
+        if lower is not None:
+            return added, lower
+    raise StageError(
+        "a layer's inputs are too large or too uneven to solve for its weights",
+        fix="check the samples and the preprocessing for extreme values",
+    )
 
 
 def signal_to_noise(statistics: Statistics, weights: Matrix, bias: Matrix) -> float:

@@ -55,7 +55,7 @@ def solve_layer(
     for index, (rows, zeros) in enumerate(slices):
         problem = _pose(statistics, index, weights[rows], free, options)
         whole = replace(problem, target=problem.target * units[rows])
-        chosen = _choose(whole, pattern, zeros, (weights[rows] == 0) & options.keep_zeros, options)
+        chosen = choose_weights(whole, pattern, zeros, (weights[rows] == 0) & options.keep_zeros, options)
         weights[rows] = chosen / units[rows]
         if options.rounded:
             weights[rows], scales[rows] = _round(weights[rows], problem.hessian)
@@ -72,10 +72,11 @@ def _pose(statistics: Statistics, index: int, weights: Matrix, free: bool, optio
     gram, cross = statistics.gram[index], statistics.cross[index]
     if options.refit:
         return repair_problem(gram, cross, weights, options.dampening, free)
-    return damped_problem(gram, weights, options.dampening)
+    return damped_problem(gram[:-1, :-1], weights, options.dampening)
 
 
-def _choose(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, options: Options) -> Matrix:
+def choose_weights(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, options: Options) -> Matrix:
+    """Zero weights, and refit the others where asked to."""
     if options.refit and options.thorough:
         return prune(problem, pattern, zeros, fixed, options.block_size)
     swept, mask = sparsegpt(problem, pattern, zeros, fixed, options.block_size)

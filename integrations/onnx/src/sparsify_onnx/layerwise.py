@@ -7,22 +7,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from sparsify import Context, StageError
 
 from sparsify_onnx.affine import read_matrix, write_affine
-from sparsify_onnx.columns import input_rows, inputs, output_rows, outputs, rows_per_sample, sample_rows
+from sparsify_onnx.blocks import Blocks, add_to_blocks, empty_blocks, solve_blocks
+from sparsify_onnx.columns import input_rows, inputs, output_rows, outputs, pieces, rows_per_sample, sample_rows
 from sparsify_onnx.goals import Goal, find_goal
 from sparsify_onnx.graph import Floats, WeightLayer, reads
 from sparsify_onnx.hessian import Statistics, add_rows, empty
 from sparsify_onnx.joint import Options, solve_layer, sparsity_of
+from sparsify_onnx.memory import LAYER_BYTES, share, solver_bytes
 from sparsify_onnx.stream import Moment, Stream, upstream
 
 ROWS_PER_COLUMN = 40  # calibration rows asked for, for each column of a layer's matrix
 ROWS_PER_SAMPLE = 64  # the least that one sample's rows are cut to
 STATISTICS_BYTES = 512 << 20  # above it, parallel layers take turns
+Gathered = Statistics | Blocks
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ def solve(
     with tempfile.TemporaryDirectory(prefix="sparsify-") as folder, context.progress("pruning", len(layers)) as advance:
         ends = {name for layer in layers for name in (layer.output, find_goal(dense, layer, ()).sum)}
         stream = Stream(dense, pruned, context, Path(folder), upstream(pruned, sorted(ends)))
-        order = levels(pruned, layers)
+        order = levels(pruned, layers, share(context, STATISTICS_BYTES, 4))
+        _note_blocks(layers, context)
         for place, level in enumerate(order):
             later = [layer for follower in order[place + 1 :] for layer in follower]
             for layer, outcome in prune_level(stream, level, options, later):
@@ -61,10 +67,27 @@ def solve(
     return pruned, found
 
 
-def levels(model: onnx.ModelProto, layers: Sequence[WeightLayer]) -> list[list[WeightLayer]]:
+def in_blocks(layer: WeightLayer, context: Context) -> bool:
+    """Say whether a layer is too wide to be solved whole in the memory allowed."""
+    return solver_bytes(layer) > (context.memory * 3 // 4 or LAYER_BYTES)
+
+
+def _note_blocks(layers: Sequence[WeightLayer], context: Context) -> None:
+    wide = [layer for layer in layers if in_blocks(layer, context)]
+    if wide:
+        most = max(wide, key=solver_bytes)
+        context.note(
+            f"{len(wide)} layers are solved in blocks of inputs, less exactly, for want of memory: solved whole, "
+            f"'{most.name}' would take {solver_bytes(most) / 1e6:.0f} MB"
+        )
+
+
+def levels(
+    model: onnx.ModelProto, layers: Sequence[WeightLayer], most: int = STATISTICS_BYTES
+) -> list[list[WeightLayer]]:
     """Group layers so that none is upstream of another in its group, and groups follow one another.
 
-    A group shares one pass over the samples; one whose statistics would be too large is split.
+    A group shares one pass over the samples; one whose statistics would take more than `most` bytes is split.
     """
     by_output = {layer.output: layer for layer in layers}
     depth: dict[str, int] = {}
@@ -75,15 +98,15 @@ def levels(model: onnx.ModelProto, layers: Sequence[WeightLayer]) -> list[list[W
             found.setdefault(level, []).append(layer)
             level += 1
         depth.update(dict.fromkeys(node.output, level))
-    return [part for level in sorted(found) for part in _split(found[level])]
+    return [part for level in sorted(found) for part in _split(found[level], most)]
 
 
-def _split(layers: list[WeightLayer]) -> Iterator[list[WeightLayer]]:
+def _split(layers: list[WeightLayer], most: int) -> Iterator[list[WeightLayer]]:
     part: list[WeightLayer] = []
     held = 0
     for layer in layers:
         size = 8 * (inputs(layer) + 1) * (layer.group * (inputs(layer) + 1) + outputs(layer))
-        if part and held + size > STATISTICS_BYTES:
+        if part and held + size > most:
             yield part
             part, held = [], 0
         part, held = [*part, layer], held + size
@@ -102,7 +125,7 @@ def prune_level(
     context = stream.context
     matrices = {layer.name: finite_matrix(stream.compressed, layer) for layer in level}
     saved = {layer.name: context.checkpoint.load(layer.name) for layer in level}
-    gathered = {layer.name: _nothing(layer) for layer in level if saved[layer.name] is None}
+    gathered = {layer.name: _nothing(layer, options, context) for layer in level if saved[layer.name] is None}
     goals = {layer.name: _goal(stream, layer, (*level, *later), options) for layer in level}
     others = [goal.other for goal in goals.values() if goal.other]
     names = ([goal.sum for goal in goals.values()], [*(layer.input for layer in level), *others])
@@ -113,13 +136,11 @@ def prune_level(
     for layer in level:
         kept = saved[layer.name]
         if kept is None:
-            kept = solve_layer(stream.compressed, layer, matrices[layer.name], gathered.pop(layer.name), options)
+            kept = _solve(stream.compressed, layer, matrices[layer.name], gathered.pop(layer.name), options)
             context.checkpoint.save(layer.name, kept)
         write_affine(stream.compressed, layer, kept["weight"], kept["bias"] if options.refit else None)
-        yield (
-            layer,
-            Pruned(sparsity_of(kept["weight"]), kept["sqnr_db"].item(), kept["dead"].item(), kept.get("scales")),
-        )
+        ratio = None if np.isnan(kept["sqnr_db"]) else kept["sqnr_db"].item()
+        yield layer, Pruned(sparsity_of(kept["weight"]), ratio, kept["dead"].item(), kept.get("scales"))
 
 
 def finite_matrix(model: onnx.ModelProto, layer: WeightLayer) -> Floats:
@@ -132,15 +153,25 @@ def finite_matrix(model: onnx.ModelProto, layer: WeightLayer) -> Floats:
     return matrix
 
 
-def _nothing(layer: WeightLayer) -> Statistics:
+def _nothing(layer: WeightLayer, options: Options, context: Context) -> Gathered:
+    if in_blocks(layer, context):
+        return empty_blocks(layer, options, share(context, STATISTICS_BYTES, 4))
     return empty(layer.group, outputs(layer) // layer.group, inputs(layer))
+
+
+def _solve(
+    model: onnx.ModelProto, layer: WeightLayer, original: Floats, gathered: Gathered, options: Options
+) -> dict[str, NDArray[Any]]:
+    if isinstance(gathered, Blocks):
+        return solve_blocks(model, layer, original, gathered, options)
+    return solve_layer(model, layer, original, gathered, options)
 
 
 def _goal(stream: Stream, layer: WeightLayer, unsolved: Sequence[WeightLayer], options: Options) -> Goal:
     return find_goal(stream.dense, layer, unsolved) if options.refit else Goal(layer.output)
 
 
-def _add(statistics: Statistics, layer: WeightLayer, goal: Goal, moment: Moment, context: Context) -> None:
+def _add(gathered: Gathered, layer: WeightLayer, goal: Goal, moment: Moment, context: Context) -> None:
     other = moment.compressed[goal.other] if goal.other else None
     x, y = moment.compressed[layer.input], goal.wanted(moment.dense[goal.sum], other)
     for whose, tensor in (("inputs", x), ("outputs in the dense model", y)):
@@ -156,4 +187,9 @@ def _add(statistics: Statistics, layer: WeightLayer, goal: Goal, moment: Moment,
         if share
         else np.arange(y.size // outputs(layer))
     )
-    add_rows(statistics, input_rows(layer, x, y.shape, rows), output_rows(layer, y, rows))
+    for part in pieces(rows, layer):
+        found = input_rows(layer, x, y.shape, part), output_rows(layer, y, part)
+        if isinstance(gathered, Blocks):
+            add_to_blocks(gathered, *found)
+        else:
+            add_rows(gathered, *found)

@@ -14,6 +14,7 @@ from sparsify_onnx.compare import compare
 from sparsify_onnx.describe import describe
 from sparsify_onnx.layer_times import layer_times
 from sparsify_onnx.loader import common_ir, load
+from sparsify_onnx.memory import fit
 from sparsify_onnx.storage import write_atomic
 
 ALONE_S = 20.0  # what is not measured by then stays unknown
@@ -61,4 +62,4 @@ def losses_alone(
     return found
 
 
-FORMAT = ModelFormat(load=load, save=save, describe=describe, compare=examine)
+FORMAT = ModelFormat(load=load, save=save, describe=describe, compare=examine, fit=fit)

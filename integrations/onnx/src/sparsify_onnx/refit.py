@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsify_onnx.hessian import WIDE, Floating, Matrix, Problem
+from sparsify_onnx.hessian import WIDE, Matrix, Problem
 from sparsify_onnx.masks import Mask
+from sparsify_onnx.symmetric import Floating
 
 EXACT_COLUMNS = 1024  # above it, conjugate gradients cost less than a factorization for each row
 STEPS = 40

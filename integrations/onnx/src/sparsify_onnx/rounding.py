@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cholesky
-from scipy.linalg.lapack import get_lapack_funcs
+
+from sparsify_onnx.symmetric import inverse_factor
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int8]
@@ -67,14 +67,15 @@ def round_with_feedback(matrix: Floats, scales: Floats, hessian: Matrix) -> Inte
     matrix: outputs × inputs, of all groups; hessian: groups × inputs × inputs, Σ x xᵀ over samples. Frantar et al.,
     "GPTQ" (2023). Zeros stay zero. A row that rounding to nearest serves better is rounded to nearest.
     """
-    groups, size = len(hessian), matrix.shape[1]
-    weights = matrix.reshape(groups, -1, size).astype(hessian.dtype)
-    steps = scales.reshape(groups, -1, 1).astype(hessian.dtype)
-    nearest = np.clip(np.rint(weights / steps), -LARGEST, LARGEST)
-    fed = np.stack([_feed_group(*parts) for parts in zip(weights, steps, hessian, strict=True)])
-    losses = [_loss(weights - integers * steps, hessian) for integers in (fed, nearest)]
-    best = np.where((losses[0] < losses[1])[..., None], fed, nearest)
-    return np.asarray(best.reshape(matrix.shape)).astype(np.int8)
+    found = round_nearest(matrix, scales)
+    rows = len(matrix) // len(hessian)
+    for index, whole in enumerate(hessian):
+        part = slice(index * rows, (index + 1) * rows)
+        steps = scales[part, None].astype(whole.dtype)
+        fed = _feed_group(matrix[part], steps, whole)
+        better = _loss(matrix[part] - fed * steps, whole) < _loss(matrix[part] - found[part] * steps, whole)
+        found[part][better] = fed[better]
+    return found
 
 
 def descend(integers: Integers, weights: Matrix, scales: Floats, hessian: Matrix, sweeps: int = SWEEPS) -> Integers:
@@ -111,35 +112,30 @@ def descend_groups(integers: Integers, matrix: Floats, scales: Floats, hessians:
     return found
 
 
-def _feed_group(weights: Matrix, steps: Matrix, hessian: Matrix) -> Matrix:
+def _feed_group(weights: Floats, steps: Matrix, hessian: Matrix) -> Integers:
     order = np.argsort(-np.diag(hessian), kind="stable")
-    upper = _factor(hessian[np.ix_(order, order)])
-    integers = np.empty_like(weights)
-    integers[:, order] = _feed(weights[:, order], steps[:, 0], upper)
+    upper = _factor(hessian, order)
+    integers = np.empty(weights.shape, dtype=np.int8)
+    integers[:, order] = _feed(weights[:, order].astype(hessian.dtype), steps[:, 0], upper)
     return integers
 
 
-def _factor(hessian: Matrix) -> Matrix:
-    """Return the upper Cholesky factor of the inverse, dampened as far as needed; destroys its argument.
-
-    With H = V Vᵀ for an upper V, which is Cholesky's factor of H read backwards, it is V⁻¹: no H⁻¹ is formed.
-    """
-    diagonal = np.einsum("ii->i", hessian)
-    mean = float(diagonal.mean()) or 1.0
-    for added in (DAMPENING, 10 * DAMPENING, 1.0, 100.0):
-        diagonal += added * mean
-        try:
-            lower = cholesky(hessian[::-1, ::-1], lower=True, check_finite=False)
-        except LinAlgError:
-            continue
-        (invert,) = get_lapack_funcs(("trtri",), (lower,))
-        return np.asarray(invert(lower[::-1, ::-1], lower=0)[0])
+def _factor(hessian: Matrix, order: NDArray[np.intp]) -> Matrix:
+    """Return the upper Cholesky factor of the inverse in this order of columns, dampened as far as needed."""
+    mean, added = float(np.diag(hessian).mean()) or 1.0, 0.0
+    for more in (DAMPENING, 10 * DAMPENING, 1.0, 100.0):
+        added += more
+        copy = hessian[np.ix_(order[::-1], order[::-1])]
+        np.einsum("ii->i", copy)[:] += added * mean
+        upper = inverse_factor(copy)
+        if upper is not None:
+            return upper
     raise ValueError("a Hessian holds NaN")  # refused where activations are measured
 
 
-def _feed(weights: Matrix, steps: Matrix, upper: Matrix) -> Matrix:
+def _feed(weights: Matrix, steps: Matrix, upper: Matrix) -> Integers:
     kept = weights != 0
-    integers = np.zeros_like(weights)
+    integers = np.zeros(weights.shape, dtype=np.int8)
     for start in range(0, len(upper), BLOCK):
         stop = min(start + BLOCK, len(upper))
         errors = np.zeros((len(weights), stop - start), dtype=weights.dtype)
@@ -153,4 +149,4 @@ def _feed(weights: Matrix, steps: Matrix, upper: Matrix) -> Matrix:
 
 
 def _loss(error: Matrix, hessian: Matrix) -> Matrix:
-    return np.asarray(np.einsum("goi,goi->go", error @ hessian, error))
+    return np.asarray(np.einsum("oi,oi->o", error @ hessian, error))

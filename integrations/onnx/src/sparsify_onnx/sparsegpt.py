@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from sparsify_onnx.hessian import WIDE, Floating, Matrix, Problem
+from sparsify_onnx.hessian import WIDE, Matrix, Problem
 from sparsify_onnx.masks import Mask, Pattern, choose
 from sparsify_onnx.refit import refit
+from sparsify_onnx.symmetric import BLOCK, Floating, inverse_factor, invert
 
 TIES = (0.03, 3.0)  # of the Hessian's unit diagonal; measured on ResNet-20, flat around it
 ALPS_FLOPS = 400_000_000_000  # about ten seconds of one core a layer; the widest take more
@@ -23,13 +24,15 @@ def sparsegpt(
     The loss of zeroing a weight is w² / [H⁻¹]ⱼⱼ (Frantar & Alistarh 2022, optimal brain compression). Weights where
     `fixed` is set are zero already and stay so.
     """
-    factor = np.linalg.cholesky(np.linalg.inv(problem.hessian)).T
+    factor = inverse_factor(np.ascontiguousarray(problem.hessian[::-1, ::-1]))
+    if factor is None:
+        raise ValueError("a damped Hessian is not positive definite")  # posing it has shown that it is
     weights, mask = problem.target.copy(), np.ones(problem.target.shape, dtype=np.bool_)
-    edges = _edges(pattern, block_size)
-    for start, stop in pairwise(edges):
+    cuts = edges(pattern, block_size)
+    for start, stop in pairwise(cuts):
         block, upper = weights[:, start:stop], factor[start:stop, start:stop]
         scores = np.where(fixed[:, start:stop], -1.0, np.square(block / np.diag(upper)))
-        due = round(zeros * stop / edges[-1]) - round(zeros * start / edges[-1])
+        due = round(zeros * stop / cuts[-1]) - round(zeros * start / cuts[-1])
         mask[:, start:stop] = choose(pattern[start:stop], scores, due) & ~fixed[:, start:stop]
         errors = np.zeros_like(block)
         for column in range(stop - start):
@@ -41,14 +44,14 @@ def sparsegpt(
     return weights, mask
 
 
-def _edges(pattern: Pattern, block_size: int) -> list[int]:
+def edges(pattern: Pattern, block_size: int) -> list[int]:
     """Cut the columns into stretches of about `block_size` that split no block; N:M is chosen a group at a time."""
     starts = np.flatnonzero(np.diff(pattern.group, prepend=-1)).tolist()
-    edges = [0]
+    cuts = [0]
     for start in starts:
-        if start - edges[-1] >= (1 if pattern.structure.keep else block_size):
-            edges.append(start)
-    return [*edges, len(pattern.group)]
+        if start - cuts[-1] >= (1 if pattern.structure.keep else block_size):
+            cuts.append(start)
+    return [*cuts, len(pattern.group)]
 
 
 def alps(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, start: Matrix) -> tuple[Matrix, Mask]:
@@ -59,16 +62,14 @@ def alps(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, start: Mat
     """
     kind: type[np.floating[Any]] = np.float32 if start.shape[1] > WIDE else np.float64
     scale = np.sqrt(np.diag(problem.hessian))
-    hessian: Floating = problem.hessian.astype(kind)
-    hessian /= scale.astype(kind)
-    hessian /= scale.astype(kind)[:, None]
-    wanted: Floating = (problem.target * scale).astype(kind) @ hessian
+    hessian = np.empty(problem.hessian.shape, dtype=kind)
+    wanted: Floating = (problem.target * scale).astype(kind) @ _scaled(problem.hessian, scale, hessian)
     copy, dual = (start * scale).astype(kind), np.zeros(start.shape, dtype=kind)
     mask = start != 0
     stages, steps = _schedule(*start.shape)
     for tie in np.geomspace(*TIES, stages, dtype=kind):
-        np.fill_diagonal(hessian, 1 + tie)
-        inverse = np.linalg.inv(hessian)
+        np.fill_diagonal(_scaled(problem.hessian, scale, hessian), 1 + tie)
+        inverse = invert(hessian)
         for _ in range(steps):
             free = (wanted + tie * copy - dual) @ inverse
             moved = free + dual / tie
@@ -76,6 +77,16 @@ def alps(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, start: Mat
             copy = np.where(mask, moved, kind(0))
             dual += tie * (free - copy)
     return np.asarray(copy / scale, dtype=np.float64), mask
+
+
+def _scaled(hessian: Matrix, scale: Matrix, out: Floating) -> Floating:
+    """Scale a Hessian to a unit diagonal, into memory that its own inverse took."""
+    for start in range(0, len(out), BLOCK):
+        part = slice(start, start + BLOCK)
+        out[part] = hessian[part]
+        out[part] /= scale.astype(out.dtype)
+        out[part] /= scale.astype(out.dtype)[part, None]
+    return out
 
 
 def _schedule(outputs: int, inputs: int) -> tuple[int, int]:
