@@ -8,22 +8,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparsify.applying import apply, convert, digest
 from sparsify.contracts import Context, Model, Progress, silent
+from sparsify.data import Dataset
 from sparsify.evaluation import Pair, evaluate_pair
 from sparsify.intervals import Z
 from sparsify.levels import parse_budget, parse_duration
 from sparsify.outcome import drop_of, sparsity_of
+from sparsify.recipe import Recipe
+from sparsify.resolve import Loaded, Plan
+from sparsify.talk import Talk
 from sparsify.timing import Candidate, Timing, gzip_size, time_interleaved
-
-if TYPE_CHECKING:
-    from sparsify.data import Dataset
-    from sparsify.pipeline import Loaded
-    from sparsify.recipe import Recipe
-    from sparsify.resolve import Plan
-    from sparsify.talk import Talk
 
 QUICK_BLOCKS, QUICK_S = 3, 0.1  # of timing: enough to see what leaving a layer in float costs
 
@@ -111,10 +108,8 @@ def score(plan: Plan, loaded: Loaded, samples: Dataset, model: Model) -> dict[st
     path = plan.folder.state / "scored.onnx"
     plan.model_format.save(model, path)
     pair = evaluate_beside_baseline(plan, loaded, path, samples)
-    return {
-        "points": drop_of(loaded.metrics, pair)[3],
-        **({"kl": kl} if (kl := pair.agreement["kl"]) is not None else {}),
-    }
+    points, kl = drop_of(loaded.metrics, pair)[3], pair.agreement["kl"]
+    return {"points": points} | ({} if kl is None else {"kl": kl})
 
 
 def evaluate_beside_baseline(
