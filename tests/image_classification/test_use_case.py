@@ -9,17 +9,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from sparsify import Data, Description, RequestError, TensorSpec
+from sparsify import Data, Dataset, Description, RequestError, Sample, TensorSpec, UnreadableSample
 from sparsify_image_classification.demo import write_demo
 from sparsify_image_classification.preprocessing import ImageInput, resolve_preprocess
 from sparsify_image_classification.reading import ImageReader
-from sparsify_image_classification.use_case import USE_CASE
+from sparsify_image_classification.use_case import THUMBNAIL, USE_CASE, picture
 
 DIGITS = tuple("0123456789")
 
@@ -136,3 +137,41 @@ def test_npz_data_get_a_sample_without_images(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(rf"{re.escape(str(tmp_path / 'x.npz'))} \d -?\d+\.\d+\n", done.stdout)
+
+
+def test_odd_images_have_a_small_upright_picture(tmp_path: Path) -> None:
+    names = write_odd_images(tmp_path)
+    split = Dataset(tuple(names), ImageReader(tmp_path, "input", {}, {}))
+    for name in names:
+        assert USE_CASE.picture is not None
+        png = USE_CASE.picture(replace(data_of(DIGITS), splits={"test": split}), name)
+        with Image.open(io.BytesIO(png)) as image:
+            assert image.format == "PNG", name
+            assert 1 <= min(image.size) <= max(image.size) <= THUMBNAIL, name
+            if name == "turned6.jpg":
+                assert image.width > image.height, "the camera was held upright"
+        assert len(png) < 20_000
+
+
+def test_a_picture_is_of_the_image_itself(tmp_path: Path) -> None:
+    photo = Image.new("RGB", (400, 200), (200, 30, 30))
+    photo.paste((20, 60, 220), (0, 0, 200, 200))
+    photo.save(tmp_path / "a.jpg")
+    split = Dataset(("a.jpg",), ImageReader(tmp_path, "input", {}, {}))
+    with Image.open(io.BytesIO(picture(Data({"test": split}, has_targets=False), "a.jpg"))) as image:
+        assert image.size == (96, 48)
+        small = np.asarray(image.convert("RGB"), int)
+    assert np.abs(small[24, 10] - (20, 60, 220)).max() < 12
+    assert np.abs(small[24, 85] - (200, 30, 30)).max() < 12
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    split = Dataset(("a.jpg",), ImageReader(tmp_path, "input", {}, {}))
+    with pytest.raises(UnreadableSample, match=r"a\.jpg cannot be read as an image"):
+        picture(Data({"test": split}, has_targets=False), "a.jpg")
+
+
+def test_npz_data_have_no_pictures() -> None:
+    split = Dataset(("a.npz",), lambda key: Sample({}))
+    assert picture(Data({"test": split}, has_targets=False), "a.npz") == b""

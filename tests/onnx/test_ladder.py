@@ -69,15 +69,7 @@ class Fake:
         )
 
     def measure(self, recipe: Recipe, model: Model) -> dict[str, float]:
-        base = {
-            "noise": 0.0,
-            "budget": 1.0,
-            "kl": -1.0,
-            "ms": 1.0,
-            "ms_before": 2.0,
-            "compressed_bytes": 9,
-            "sparsity": 0.5,
-        }
+        base = {"noise": 0.0, "budget": 1.0, "kl": -1.0, "ms": 1.0, "compressed_bytes": 9, "sparsity": 0.5}
         return {**base, **self.judge(recipe)}
 
     def store(self, model: Model) -> Path:

@@ -17,7 +17,7 @@ _PUBLIC = {
     "NoCheckpoint RecipeGenerator Score Session TensorSpec UseCase",
     "data": "Batch Dataset Sample",
     "errors": "ExitCode MissingLibraryError PluginError RequestError SparsifyError StageError UnreadableSample",
-    "experiment": "Experiment",
+    "experiment": "Experiment make_experiment",
     "hooks": "Entry hookimpl",
     "levels": "target_sparsity",
     "metrics": "class_ids class_scores",

@@ -10,6 +10,7 @@ from sparsify.data import Dataset as Dataset
 from sparsify.data import Sample as Sample
 from sparsify.errors import *  # noqa: F403
 from sparsify.experiment import Experiment as Experiment
+from sparsify.experiment import make_experiment as make_experiment
 from sparsify.hooks import Entry as Entry
 from sparsify.hooks import hookimpl as hookimpl
 from sparsify.levels import target_sparsity as target_sparsity

@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sparsify.contracts import Array, Arrays
 from sparsify.errors import StageError
 from sparsify.intervals import Interval, jackknife, mean_interval
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from sparsify.contracts import Arrays
 
 FLOOR = 1e-6  # the least probability, so that a probability quantized to 0 costs a finite divergence
 
@@ -77,7 +73,7 @@ def _shared(baseline: Arrays, candidate: Arrays) -> list[str]:
     return shared
 
 
-def _compare(before: NDArray[Any], after: NDArray[Any]) -> dict[str, Any]:
+def _compare(before: Array, after: Array) -> dict[str, Any]:
     """Compare one output of one sample."""
     import numpy as np
 
@@ -94,27 +90,36 @@ def _compare(before: NDArray[Any], after: NDArray[Any]) -> dict[str, Any]:
     return found
 
 
-def _cosine(old: NDArray[Any], new: NDArray[Any]) -> float:
+def _cosine(old: Array, new: Array) -> float:
     lengths = math.sqrt((old @ old) * (new @ new))
     if (old == new).all() or not lengths:
         return float((old == new).all())
     return min(max(float(old @ new) / lengths, -1.0), 1.0)
 
 
-def _divergence(old: NDArray[Any], new: NDArray[Any]) -> float:
+def _divergence(old: Array, new: Array) -> float:
     """Return the mean KL(old ‖ new) over positions; the baseline tells whether outputs are probabilities already."""
     import numpy as np
 
-    if (old >= 0).all() and np.allclose(old.sum(axis=-1), 1.0, atol=1e-3):
+    if are_probabilities(old).all():
         old, new = (np.log(np.clip(array, FLOOR, None)) for array in (old, new))
-    log_old, log_new = _log_softmax(old), _log_softmax(new)  # of logarithms: normalises them
+    log_old, log_new = log_softmax(old), log_softmax(new)  # of logarithms: normalises them
     mean = (np.exp(log_old) * (log_old - log_new)).sum(axis=-1).mean()
     return max(float(mean), 0.0)  # rounding may give -1e-17
 
 
-def _log_softmax(scores: NDArray[Any]) -> NDArray[Any]:
+def are_probabilities(scores: Array) -> Array:
+    """Say of each row whether it is a distribution already."""
+    import numpy as np
+
+    ready: Array = (scores >= 0).all(axis=-1) & np.isclose(scores.sum(axis=-1), 1.0, atol=1e-3)
+    return ready
+
+
+def log_softmax(scores: Array) -> Array:
+    """Return the logarithm of the softmax over the last axis."""
     import numpy as np
 
     shifted = scores - scores.max(axis=-1, keepdims=True)
-    logs: NDArray[Any] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    logs: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return logs

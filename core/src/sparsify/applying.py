@@ -6,22 +6,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from sparsify.contracts import Context, Model
 from sparsify.data import spool
 from sparsify.errors import RequestError
 from sparsify.modifiers import resolve_modifiers
-
-if TYPE_CHECKING:
-    from sparsify.pipeline import Loaded, Notes
-    from sparsify.plugins import Plugins
-    from sparsify.recipe import Recipe, Step
-    from sparsify.resolve import Plan
-    from sparsify.talk import Talk
+from sparsify.plugins import Plugins
+from sparsify.recipe import Recipe, Step
+from sparsify.resolve import Loaded, Plan
+from sparsify.talk import Talk
 
 
-def make_context(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> Context:
+def make_context(plan: Plan, loaded: Loaded, talk: Talk) -> Context:
     """Give modifiers what they work with; calibration samples are decoded once, onto disk."""
     return Context(
         calibration=spool(loaded.splits.calibration, plan.folder.state / "calibration"),
@@ -32,7 +28,7 @@ def make_context(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> Contex
         memory=loaded.memory,
         kept=plan.folder.measurements,
         progress=talk.progress,
-        note=notes,
+        note=talk.note,
     )
 
 

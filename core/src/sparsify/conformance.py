@@ -23,7 +23,7 @@ FUNCTIONS: Mapping[str, str] = {
     "runtimes": "path threads",
 }
 RECORDS: Mapping[str, tuple[type[Any], Mapping[str, str]]] = {
-    "use_cases": (UseCase, {"check": "data description", "readme": "data description"}),
+    "use_cases": (UseCase, {"check": "data description", "readme": "data description", "picture": "data key"}),
     "dataset_loaders": (DatasetLoader, {"recognises": "path", "load": "request"}),
     "model_loaders": (
         ModelFormat, {"load": "path", "save": "model path", "describe": "model",
@@ -161,7 +161,7 @@ def _record(target: Any, kind: type[Any], functions: Mapping[str, str]) -> Itera
         return
     for name, arguments in functions.items():
         value = getattr(target, name)
-        if value is not None or name != "reduce":  # the one function with a default
+        if value is not None or getattr(kind, name, 0) is not None:  # a function without a default is no attribute
             yield from (f"has a function {name} that {problem}" for problem in _takes(value, arguments))
 
 

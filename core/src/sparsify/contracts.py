@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from sparsify.recipe import Recipe
     from sparsify.search import Search
 
-    Arrays = Mapping[str, NDArray[Any]]
+Array: TypeAlias = "NDArray[Any]"  # NumPy itself is imported where it is used
+Arrays: TypeAlias = "Mapping[str, NDArray[Any]]"
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,14 @@ class UseCase:
 
     metrics: evaluators computed where there are targets, the deciding one first. check(data, description) raises
     RequestError where data and model do not fit. readme(data, description) gives deployment/README.md with a sample
-    that runs.
+    that runs. picture(data, key) gives a small PNG of a sample for the report, or nothing where it cannot be seen; the
+    only split of `data` is the one that holds the key.
     """
 
     metrics: tuple[str, ...]
     check: Callable[[Data, Description], None]
     readme: Callable[[Data, Description], str]
+    picture: Callable[[Data, str], bytes] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sparsify.contracts import Array, Arrays
 from sparsify.errors import RequestError, UnreadableSample
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 UNREADABLE_SHARE = 0.05  # above this the data, not a file, is broken
 
@@ -19,7 +17,7 @@ UNREADABLE_SHARE = 0.05  # above this the data, not a file, is broken
 class Sample:
     """Hold one sample: arrays by model input name, without a batch axis, and the target if there is one."""
 
-    inputs: Mapping[str, NDArray[Any]]
+    inputs: Arrays
     target: Any = None
 
 
@@ -27,7 +25,7 @@ class Sample:
 class Batch:
     """Hold stacked samples; only the first `len(keys)` rows are samples, the rest is padding."""
 
-    inputs: dict[str, NDArray[Any]]
+    inputs: dict[str, Array]
     targets: list[Any]
     keys: list[str]
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparsify.agreement import Records, observe_agreement, summarise_agreement
-from sparsify.contracts import Metric, Progress, Session, silent
+from sparsify.confidence import Prediction, observe_predictions
+from sparsify.contracts import Arrays, Metric, Progress, Session, silent
+from sparsify.data import Batch, Dataset
 from sparsify.errors import PluginError, RequestError, StageError
 from sparsify.intervals import Interval, difference_interval, jackknife, mean_interval
-
-if TYPE_CHECKING:
-    from sparsify.contracts import Arrays
-    from sparsify.data import Batch, Dataset
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,15 @@ class Pair:
     """Hold two evaluations over the same samples.
 
     agreement: `top1` in 0–100, `cosine`, `kl` in nats, None where an output has no classes. drop_intervals: 95 %
-    interval, by metric, of how much worse the candidate is, paired by sample; `agreement` is among them.
+    interval, by metric, of how much worse the candidate is, paired by sample; `agreement` is among them. predictions:
+    by sample, none where no output scores classes.
     """
 
     baseline: Evaluation
     candidate: Evaluation
     agreement: Mapping[str, float | None]
     drop_intervals: Mapping[str, Interval]
+    predictions: Mapping[str, Prediction]
 
     @property
     def drop_interval(self) -> Interval:
@@ -59,8 +59,10 @@ def evaluate(
     pad fills the last batch, for models of a fixed batch size; the padding never reaches a metric. Raises RequestError
     for an empty dataset, StageError for NaN or infinity among the outputs, naming output and sample.
     """
-    batches = _progressing(dataset.batches(batch_size, pad=pad), len(dataset), progress)
-    (records,), _, samples = _observe({"the model": session}, batches, metrics)
+    with progress("evaluate", len(dataset)) as advance:
+        (records,), *_, samples = _observe(
+            {"the model": session}, dataset.batches(batch_size, pad=pad), metrics, advance
+        )
     return _summarise(metrics, records, samples)
 
 
@@ -75,40 +77,39 @@ def evaluate_pair(
 ) -> Pair:
     """Measure two models over the same batches in one pass, and how far they agree; raises as `evaluate` does."""
     sessions = {"the baseline": baseline, "the optimized model": candidate}
-    batches = _progressing(dataset.batches(batch_size, pad=pad), len(dataset), progress)
-    (before, after), agreement, samples = _observe(sessions, batches, metrics)
+    with progress("evaluate", len(dataset)) as advance:
+        batches = dataset.batches(batch_size, pad=pad)
+        (before, after), agreement, predictions, samples = _observe(sessions, batches, metrics, advance)
     means, disagreement = summarise_agreement(agreement)
     drops = {metric.name: _drop_interval(metric, before[metric.name], after[metric.name]) for metric in metrics}
     drops["agreement"] = disagreement
-    return Pair(_summarise(metrics, before, samples), _summarise(metrics, after, samples), means, drops)
-
-
-def _progressing(batches: Iterator[Batch], total: int, progress: Progress) -> Iterator[Batch]:
-    with progress("evaluate", total) as advance:
-        for batch in batches:
-            yield batch
-            for _ in batch.keys:
-                advance()
+    old, new = (_summarise(metrics, records, samples) for records in (before, after))
+    return Pair(old, new, means, drops, predictions)
 
 
 def _observe(
-    sessions: Mapping[str, Session], batches: Iterator[Batch], metrics: Sequence[Metric]
-) -> tuple[list[Records], Records, int]:
-    """Return each model's records by metric, those of how far two of them agree, and the count of samples."""
+    sessions: Mapping[str, Session], batches: Iterator[Batch], metrics: Sequence[Metric], advance: Callable[[], None]
+) -> tuple[list[Records], Records, dict[str, Prediction], int]:
+    """Return each model's records by metric, of two how far they agree and what they predict, and the sample count."""
     found: list[Records] = [defaultdict(list) for _ in sessions]
     agreement: Records = defaultdict(list)
+    predictions: dict[str, Prediction] = {}
     samples = 0
     for batch in batches:
         outputs = [_checked(session.run(batch.inputs), batch, who) for who, session in sessions.items()]
         for records, own in zip(found, outputs, strict=True):
             for metric in metrics:
                 records[metric.name].extend(_records(metric, own, batch))
-        for measure, rows in observe_agreement(*outputs).items() if len(outputs) == 2 else ():
-            agreement[measure].extend(rows)
-        samples += len(batch.keys)
+        if len(outputs) == 2:
+            predictions |= zip(batch.keys, observe_predictions(*outputs), strict=False)
+            for measure, rows in observe_agreement(*outputs).items():
+                agreement[measure].extend(rows)
+        for _ in batch.keys:
+            samples += 1
+            advance()
     if not samples:
         raise RequestError("there are no samples to evaluate on", fix="give a dataset with at least one test sample")
-    return found, agreement, samples
+    return found, agreement, predictions, samples
 
 
 def _records(metric: Metric, outputs: Arrays, batch: Batch) -> Sequence[Any]:

@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator  # noqa: TID253 - loaded by `run` only
+# pydantic is heavy; this module is loaded by `run` only
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError  # noqa: TID253
 
 from sparsify.errors import RequestError
 from sparsify.levels import parse_budget, parse_duration, parse_level, parse_memory, parse_structure
 
 Kind = Literal["one-shot", "training-aware", "sparse-transfer"]
+Allocation = Literal["parameters", "macs", "time", "uniform"]
 Count = Annotated[int, Field(gt=0)]
+
+
+def _accepted_by(parse: Callable[..., Any], **options: Any) -> BeforeValidator:
+    """Keep text that a function can read, as it was given."""
+
+    def check(value: Any) -> str:
+        parse(str(value), **options)
+        return str(value)
+
+    return BeforeValidator(check)
+
+
+def _json(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is no JSON: {error.msg} at column {error.colno}") from None
+
+
+Level = Annotated[float, BeforeValidator(parse_level)]
+Budget = Annotated[str, _accepted_by(parse_budget, agreement=False)]
+Duration = Annotated[str, _accepted_by(parse_duration)]
+Memory = Annotated[str, _accepted_by(parse_memory)]
+Structure = Annotated[str, AfterValidator(parse_structure)]
+Json = Annotated[dict[str, Any], BeforeValidator(_json)]
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 
 class Experiment(BaseModel):
@@ -26,68 +54,25 @@ class Experiment(BaseModel):
     use_case: str = Field(description="task name or alias (`sparsify use-cases`), or custom:NAME")
     model: str = Field(description="the trained model: an ONNX file")
     data: str = Field(description="the dataset: a folder of images by class, or of NPZ files")
-    optim_level: float = Field(0.5, description="0 baseline, below 0.3 INT8, from 0.3 pruned 40-80 % and INT8")
+    optim_level: Level = Field(0.5, description="0 baseline, below 0.3 INT8, from 0.3 pruned 40-80 % and INT8")
     output: str | None = Field(None, description="the run folder itself; must be empty, or hold a run to resume")
     working_dir: str = Field(".", description="the folder under which a run folder is made")
     recipe: str | None = Field(None, description="a recipe file that replaces the generated one")
-    recipe_args: dict[str, Any] | None = Field(None, description="JSON that overrides the recipe's variables")
+    recipe_args: Json | None = Field(None, description="JSON that overrides the recipe's variables")
     eval_metric: str | None = Field(None, description="the deciding metric: a name, or package.module:function")
     val_samples: Count | None = Field(None, description="use at most this many test samples")
     calibration_samples: Count = Field(512, description="samples that calibration may use")
-    max_drop: str | None = Field(None, description="budget: points (1.0), share (1%), or none; default 2.0 points")
-    allocation: Literal["parameters", "macs", "time", "uniform"] = Field(
-        "parameters",
-        description="what the sparsity is a share of as it is spread by sensitivity; uniform = one for all",
-    )
-    time_budget: str | None = Field(None, description="cut the search for a better recipe after 90s, 10m, 1h")
-    max_memory: str | None = Field(None, description="the most memory the process may take: 800MB, 4GB, 2GiB")
-    runtime: tuple[str, ...] = Field(("onnxruntime",), description="repeatable; the first one decides")
+    max_drop: Budget | None = Field(None, description="budget: points (1.0), share (1%), or none; default 2.0 points")
+    allocation: Allocation = Field("parameters", description="what the sparsity is a share of as it is spread by layer")
+    time_budget: Duration | None = Field(None, description="cut the search for a better recipe after 90s, 10m, 1h")
+    max_memory: Memory | None = Field(None, description="the most memory the process may take: 800MB, 4GB, 2GiB")
+    runtime: Names = Field(("onnxruntime",), description="repeatable; the first one decides")
     threads: int = Field(0, ge=0, description="threads of a runtime session; 0 = all cores")
     seed: int = Field(0, ge=0, description="seed of every random choice")
-    sparsity: str = Field("unstructured", description="unstructured, N:M (2:4) or RxC (1x4, outputs by inputs)")
+    sparsity: Structure = Field("unstructured", description="unstructured, N:M (2:4) or RxC (1x4, outputs by inputs)")
     preprocess: str | None = Field(None, description="name or JSON file of the preprocessing")
     eval_data: str | None = Field(None, description="a dataset of its own for the final test")
     class_list: str | None = Field(None, description="one folder name a line, line i = class i")
-
-    @field_validator("optim_level", mode="before")
-    @classmethod
-    def _level(cls, value: Any) -> float:
-        return parse_level(value)
-
-    @field_validator("max_drop", mode="before")
-    @classmethod
-    def _budget(cls, value: Any) -> str | None:
-        if value is None:
-            return None
-        parse_budget(str(value), agreement=False)
-        return str(value)
-
-    @field_validator("time_budget", "max_memory")
-    @classmethod
-    def _quantity(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None:
-            (parse_duration if info.field_name == "time_budget" else parse_memory)(value)
-        return value
-
-    @field_validator("sparsity")
-    @classmethod
-    def _structure(cls, value: str) -> str:
-        return parse_structure(value)
-
-    @field_validator("recipe_args", mode="before")
-    @classmethod
-    def _json(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"is no JSON: {error.msg} at column {error.colno}") from None
-
-    @field_validator("runtime", mode="before")
-    @classmethod
-    def _runtimes(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
 
 def make_experiment(options: Mapping[str, Any], source: str = "command line") -> Experiment:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from sparsify.contracts import Array
 
 Z = 1.959964  # the normal's 97.5 % quantile
 GROUPS = 20  # of the jackknife: that many evaluations of the statistic, however large the sample is
@@ -21,12 +19,12 @@ def student(freedom: int) -> float:
     return math.fsum(term / freedom**power for power, term in enumerate(terms))
 
 
-def is_hits(records: NDArray[Any]) -> bool:
+def is_hits(records: Array) -> bool:
     """Say whether every record is 0 or 1."""
     return bool(((records == 0) | (records == 1)).all())
 
 
-def mean_interval(records: NDArray[Any]) -> Interval:
+def mean_interval(records: Array) -> Interval:
     """Bound 100 × the mean of records, at most 1 each: Wilson's score for hits (Wilson 1927), else the jackknife."""
     if not is_hits(records):
         low, high = _mean_jackknife(records)
@@ -39,7 +37,7 @@ def mean_interval(records: NDArray[Any]) -> Interval:
     return (0.0 if rate == 0 else 100 * (centre - half), 100.0 if rate == 1 else 100 * (centre + half))
 
 
-def difference_interval(before: NDArray[Any], after: NDArray[Any]) -> Interval:
+def difference_interval(before: Array, after: Array) -> Interval:
     """Bound 100 × the mean of before − after, paired by sample.
 
     Hits: Wald with half a count added to each cell, which stays honest where hardly a sample changed
@@ -54,7 +52,7 @@ def difference_interval(before: NDArray[Any], after: NDArray[Any]) -> Interval:
     return 100 * max(-1.0, middle - half), 100 * min(1.0, middle + half)
 
 
-def _mean_jackknife(records: NDArray[Any]) -> Interval:
+def _mean_jackknife(records: Array) -> Interval:
     return jackknife(len(records), lambda chosen: 100 * float(records[list(chosen)].mean()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,12 @@ _RANGES = {"one-shot": (0.40, 0.80), "training-aware": (0.60, 0.95)}
 
 def parse_level(value: Any) -> float:
     """Read a level: 0–1, or a whole number from 2 to 100 as per cent; raises ValueError."""
-    try:
+    with suppress(TypeError, ValueError):
         level = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"'{value}' is no level; give 0 to 1, or a whole number from 2 to 100 as per cent") from None
-    if 0 <= level <= 1:
-        return level
-    if level.is_integer() and 2 <= level <= 100:
-        return level / 100
+        if 0 <= level <= 1:
+            return level
+        if level.is_integer() and 2 <= level <= 100:
+            return level / 100
     raise ValueError(f"{value} is no level; give 0 to 1, or a whole number from 2 to 100 as per cent")
 
 
@@ -64,8 +63,7 @@ def parse_budget(value: str | None, *, agreement: bool) -> Budget:
 
 def parse_duration(value: str) -> float:
     """Read `--time-budget` as seconds: `90s`, `10m`, `1.5h`; raises ValueError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(value).strip().lower())
-    if not found or not float(found[1]):
+    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(value).strip().lower())) or not float(found[1]):
         raise ValueError(f"'{value}' is no duration; give seconds, minutes or hours such as 90s, 10m, 1h")
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sparsify.contracts import Metric
+from sparsify.contracts import Array, Arrays, Metric
 from sparsify.errors import PluginError, RequestError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
-    from sparsify.contracts import Arrays
-
-
-def class_scores(outputs: Arrays, *, ids: bool = True) -> NDArray[Any]:
+def class_scores(outputs: Arrays, *, ids: bool = True) -> Array:
     """Return the output that scores classes, as (samples, classes), or, with `ids`, class ids as (samples,).
 
     It is the only output that fits; of several the one named *logits*, else the first, as exporters put auxiliary
@@ -38,7 +33,7 @@ def class_scores(outputs: Arrays, *, ids: bool = True) -> NDArray[Any]:
     return fitting[next((name for name in fitting if "logits" in name.lower()), next(iter(fitting)))]
 
 
-def class_ids(targets: Sequence[Any], scores: NDArray[Any]) -> NDArray[Any]:
+def class_ids(targets: Sequence[Any], scores: Array) -> Array:
     """Return the targets as class ids that these scores can have; raises RequestError for any other."""
     import numpy as np
 

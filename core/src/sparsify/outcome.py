@@ -7,18 +7,16 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sparsify.confidence import summarise_confidence
 from sparsify.contracts import Data, Description, Metric, Model
 from sparsify.errors import ExitCode
 from sparsify.evaluation import Evaluation, Pair
 from sparsify.levels import parse_budget
 from sparsify.recipe import Recipe
+from sparsify.resolve import Loaded, Plan
 from sparsify.timing import Ratio, Timing, gzip_size, time_ratio
-
-if TYPE_CHECKING:
-    from sparsify.pipeline import Loaded
-    from sparsify.resolve import Plan
 
 SLOWER = 1.02  # lower 95 % bound of the time ratio to the best float configuration
 CHANCE_FACTOR = 1.5
@@ -30,6 +28,7 @@ class Measured:
     """Hold what verify measured: timings by runtime, then `baseline` and `optimized`; errors by layer."""
 
     pair: Pair
+    examples: Sequence[Mapping[str, Any]]
     timings: Mapping[str, Mapping[str, Timing]]
     errors: Mapping[str, Mapping[str, float]]
 
@@ -71,6 +70,8 @@ def build_metrics(
         "baseline": before,
         "optimized": {**after, **_compression(description, after, asked.runtime[0])},
         "agreement": pair.agreement,
+        "confidence": summarise_confidence(pair.predictions),
+        "examples": list(measured.examples),
         "drop": {"points": round(drop, 6), "interval": pair.drop_interval},
         "samples": loaded.splits.counts(),
         "unreadable": dict(loaded.splits.test.unreadable),
@@ -96,20 +97,15 @@ def _compression(after: Description, side: Mapping[str, Any], deciding_runtime: 
     }
 
 
-def judged(metrics: Sequence[Metric], pair: Pair) -> tuple[str, tuple[float, float]]:
-    """Name the deciding metric and its value before and after; agreement where there are no labels."""
+def drop_of(metrics: Sequence[Metric], pair: Pair) -> tuple[str, float, float, float]:
+    """Name the deciding metric, agreement where there are no labels, its value before and after, and points lost."""
     if pair.baseline.values:
         name = metrics[0].name
-        return name, (pair.baseline.values[name], pair.candidate.values[name])
+        before, after = pair.baseline.values[name], pair.candidate.values[name]
+        return name, before, after, before - after if metrics[0].higher_is_better else after - before
     top1 = pair.agreement["top1"]
-    return "agreement", (100.0, top1 if top1 is not None else 100 * (pair.agreement["cosine"] or 0.0))
-
-
-def drop_of(metrics: Sequence[Metric], pair: Pair) -> tuple[str, float, float, float]:
-    """Name the deciding metric, its value before and after, and how many points were lost."""
-    name, (before, after) = judged(metrics, pair)
-    falls = name == "agreement" or metrics[0].higher_is_better
-    return name, before, after, before - after if falls else after - before
+    after = top1 if top1 is not None else 100 * (pair.agreement["cosine"] or 0.0)
+    return "agreement", 100.0, after, 100.0 - after
 
 
 def judge(*, changed: bool, verified: bool, drop: float, budget: float | None, slower: bool) -> str:

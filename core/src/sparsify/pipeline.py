@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from sparsify.applying import convert, make_context
-from sparsify.contracts import Data, DataRequest, Description, Metric, Model, TensorSpec
+from sparsify.confidence import show_examples
+from sparsify.contracts import Data, DataRequest, Model, TensorSpec
 from sparsify.errors import RequestError, StageError
 from sparsify.evaluation import evaluate
 from sparsify.experiment import Experiment
@@ -19,10 +20,10 @@ from sparsify.levels import parse_memory
 from sparsify.outcome import SLOWER, Measured, build_metrics, exit_code, near_chance
 from sparsify.plugins import Plugins, load_plugins
 from sparsify.recipe import Recipe, dump_recipe
-from sparsify.resolve import Plan, request_of, resolve
+from sparsify.resolve import Loaded, Plan, request_of, resolve
 from sparsify.run_folder import RunFolder, file_hash, write_atomic, write_json, write_yaml
 from sparsify.search import Search, compress, evaluate_beside_baseline, open_deciding, score, time_beside_baseline
-from sparsify.splits import Splits, draw_splits
+from sparsify.splits import draw_splits
 from sparsify.stages import stage
 from sparsify.talk import Talk
 from sparsify.timing import BLOCKS, Timing, time_ratio
@@ -45,52 +46,24 @@ class Result:
         return RunFolder(self.folder).model
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """Hold the model and the data of a run."""
-
-    model: Model
-    description: Description
-    data: Data
-    splits: Splits
-    metrics: tuple[Metric, ...]
-    batch_size: int
-    fixed_batch: bool
-    memory: int
-
-
-@dataclass(frozen=True)
-class Notes:
-    """Gather lines for the report, and tell them at once."""
-
-    talk: Talk
-    lines: list[str] = field(default_factory=list)
-
-    def __call__(self, line: str) -> None:
-        """Keep a line and tell it."""
-        self.lines.append(line)
-        self.talk.say(f"  {line}")
-
-
 def run(
     experiment: Experiment, plugins: Plugins | None = None, talk: Talk | None = None, *, resume: bool = False
 ) -> Result:
     """Run an experiment to a verified artefact; raises SparsifyError. A missed budget is a result, not an error."""
     plugins, talk = plugins or load_plugins(), talk or Talk()
     started, records = monotonic(), list[dict[str, Any]]()
-    notes = Notes(talk)
     timed = partial(stage, plugins=plugins, talk=talk, records=records)
     with timed("resolve"):
         plan = resolve(experiment, plugins, resume=resume)
         open_folder(plan, talk)
     with timed("load"):
-        loaded = load(plan, notes)
+        loaded = load(plan, talk)
     with timed("baseline"):
-        measure_baseline(plan, loaded, talk, notes)
+        measure_baseline(plan, loaded, talk)
     with timed("recipe"):
         recipe = write_recipe(plan, loaded)
     with timed("apply"):
-        context = make_context(plan, loaded, talk, notes)
+        context = make_context(plan, loaded, talk)
         search = Search(plan, loaded, context, talk, partial(export, plan, loaded), started)
         recipe, model = compress(search, recipe)
     with timed("export"):
@@ -99,7 +72,7 @@ def run(
     with timed("verify"):
         measured = verify(plan, loaded, model, artefact, talk)
     with timed("report"):
-        metrics = build_metrics(plan, loaded, recipe, model, measured, records, notes.lines, search.rungs)
+        metrics = build_metrics(plan, loaded, recipe, model, measured, records, talk.notes, search.rungs)
         write_report(plan.folder, metrics)
     observe(plugins, talk, plan.folder.path, metrics)
     return Result(plan.folder.path, metrics["verdict"], exit_code(metrics["verdict"]), metrics)
@@ -120,7 +93,7 @@ def record(plan: Plan, **found: Any) -> None:
     write_yaml(plan.folder.experiment, {**known, **found})
 
 
-def load(plan: Plan, notes: Notes) -> Loaded:
+def load(plan: Plan, talk: Talk) -> Loaded:
     """Read the model, find the data, check that they fit, and draw the splits."""
     asked = plan.experiment
     model = plan.model_format.load(plan.model_path)
@@ -138,9 +111,9 @@ def load(plan: Plan, notes: Notes) -> Loaded:
     held_out = _held_out(plan, request, data)
     splits = draw_splits(data, held_out, calibration=asked.calibration_samples, test=asked.val_samples, seed=asked.seed)
     for line in (*model.facts.get("notes", ()), *data.notes):
-        notes(line)
+        talk.note(line)
     if not splits.verified:
-        notes(f"only {len(splits.test)} samples to test on: the result stays unverified")
+        talk.note(f"only {len(splits.test)} samples to test on: the result stays unverified")
     origin = {"sha256": file_hash(plan.model_path), "opset": model.facts.get("opset")}
     record(plan, model=origin, preprocess=data.preprocess, samples=splits.counts(), data_sha256=splits.hashes())
     metrics, batch = plan.metrics if data.has_targets else (), fixed_batch(description.inputs)
@@ -166,7 +139,7 @@ def _held_out(plan: Plan, request: DataRequest, data: Data) -> Data | None:
     return held_out
 
 
-def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> None:
+def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk) -> None:
     """Measure the model as it came, before anything is changed, and warn where it is no better than guessing."""
     test = loaded.splits.test
     try:
@@ -180,7 +153,7 @@ def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk, notes: Notes) -> No
         plan.model_format.compare(loaded.model, loaded.model, test, loaded.batch_size, None)
         raise
     shown = ", ".join(f"{name} {value:.2f}" for name, value in baseline.values.items()) or "no labels"
-    notes(f"baseline on {baseline.samples} test samples: {shown}")
+    talk.note(f"baseline on {baseline.samples} test samples: {shown}")
     for key, why in loaded.splits.test.unreadable.items():
         talk.warn(f"skipped {key}: {why}")
     if near_chance(baseline, loaded.data, plan.metrics):
@@ -233,7 +206,8 @@ def verify(plan: Plan, loaded: Loaded, model: Model, artefact: Path, talk: Talk)
     judge = partial(score, plan, loaded, unseen.take(unseen.keys[:128]))
     errors = plan.model_format.compare(loaded.model, model, unseen.take(unseen.keys[:64]), loaded.batch_size, judge)
     timings = {name: time_runtime(plan, loaded, name, artefact, talk) for name in plan.experiment.runtime}
-    return Measured(pair, timings, errors)
+    examples = show_examples(pair.predictions, loaded.data, loaded.splits.test, plan.use_case.picture)
+    return Measured(pair, examples, timings, errors)
 
 
 def time_runtime(plan: Plan, loaded: Loaded, runtime: str, artefact: Path, talk: Talk) -> Mapping[str, Timing]:

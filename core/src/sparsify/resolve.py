@@ -8,11 +8,12 @@ from importlib.metadata import distributions, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsify.contracts import DatasetLoader, Metric, ModelFormat, UseCase
+from sparsify.contracts import Data, DatasetLoader, Description, Metric, Model, ModelFormat, UseCase
 from sparsify.errors import RequestError
 from sparsify.plugins import Offer, Plugins, load_target, missing, needs
 from sparsify.recipe import Recipe
 from sparsify.run_folder import RunFolder, check_resumable, plan_folder
+from sparsify.splits import Splits
 from sparsify.use_cases import UseCaseChoice, resolve_use_case
 
 if TYPE_CHECKING:
@@ -49,6 +50,20 @@ class Plan:
             "plugins": {row.distribution: row.version for row in self.plugins.found if not row.error},
             "libraries": libraries(self.plugins),
         }
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Hold the model and the data of a run."""
+
+    model: Model
+    description: Description
+    data: Data
+    splits: Splits
+    metrics: tuple[Metric, ...]
+    batch_size: int
+    fixed_batch: bool
+    memory: int
 
 
 def libraries(plugins: Plugins) -> dict[str, str]:

@@ -11,55 +11,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from sparsify.contracts import Array, Arrays
 from sparsify.errors import RequestError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from sparsify.contracts import Arrays
     from sparsify.experiment import Experiment
 
 PREFIX = "array "
 STATE = ".state"  # unfinished work; removed when the run is done
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Name the places inside a run folder."""
 
-    path: Path
-
-    @property
-    def deployment(self) -> Path:
-        """Return the folder that is shipped."""
-        return self.path / "deployment"
-
-    @property
-    def model(self) -> Path:
-        """Return the file to deploy."""
-        return self.deployment / "model.onnx"
-
-    @property
-    def state(self) -> Path:
-        """Return the folder of unfinished work."""
-        return self.path / STATE
-
-    @property
-    def experiment(self) -> Path:
-        """Return the file that records the resolved request."""
-        return self.path / "experiment.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """Return the file that only a finished run has."""
-        return self.path / "metrics.json"
-
-    @property
-    def measurements(self) -> DiskCheckpoint:
-        """Return the store of measured times, which stays."""
-        return DiskCheckpoint(self.path / "measurements")
+    def __init__(self, path: Path) -> None:
+        self.path: Final = path
+        self.deployment: Final = path / "deployment"  # what is shipped
+        self.model: Final = self.deployment / "model.onnx"
+        self.state: Final = path / STATE
+        self.experiment: Final = path / "experiment.yaml"  # the resolved request
+        self.metrics: Final = path / "metrics.json"  # only a finished run has it
+        self.measurements: Final = DiskCheckpoint(path / "measurements")  # measured times, which stay
 
     def checkpoint(self, name: str) -> DiskCheckpoint:
         """Return the store of one modifier's finished layers."""
@@ -148,7 +122,7 @@ class DiskCheckpoint:
 
     folder: Path
 
-    def load(self, name: str) -> dict[str, NDArray[Any]] | None:
+    def load(self, name: str) -> dict[str, Array] | None:
         """Return the arrays saved under `name`, or None."""
         path = self.folder / f"{_safe(name)}.npz"
         return read_arrays(path) if path.is_file() else None
@@ -170,7 +144,7 @@ def write_arrays(path: Path, arrays: Arrays, *, sync: bool = True) -> None:
     write_atomic(path, buffer.getbuffer(), sync=sync)
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def read_arrays(path: Path) -> dict[str, Array]:
     """Read what `write_arrays` wrote."""
     import numpy as np
 

@@ -8,22 +8,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparsify.applying import apply, convert, digest
 from sparsify.contracts import Context, Model, Progress, silent
+from sparsify.data import Dataset
 from sparsify.evaluation import Pair, evaluate_pair
 from sparsify.intervals import Z
 from sparsify.levels import parse_budget, parse_duration
 from sparsify.outcome import drop_of, sparsity_of
+from sparsify.recipe import Recipe
+from sparsify.resolve import Loaded, Plan
+from sparsify.talk import Talk
 from sparsify.timing import Candidate, Timing, gzip_size, time_interleaved
-
-if TYPE_CHECKING:
-    from sparsify.data import Dataset
-    from sparsify.pipeline import Loaded
-    from sparsify.recipe import Recipe
-    from sparsify.resolve import Plan
-    from sparsify.talk import Talk
 
 QUICK_BLOCKS, QUICK_S = 3, 0.1  # of timing: enough to see what leaving a layer in float costs
 
@@ -58,13 +55,12 @@ class Search:
         """Measure a recipe's model beside the original on the selection samples.
 
         points: of the deciding metric that are lost, with their standard error, `noise`; budget: in points; kl: mean
-        divergence in nats, −1 where outputs have no classes; ms, ms_before: p50; compressed_bytes; sparsity. Measured
+        divergence in nats, −1 where outputs have no classes; ms: p50; compressed_bytes; sparsity. Measured
         once: --resume and `reproduce` take the figures from the run folder.
         """
-        held = self.context.kept.load(f"attempt-{digest(recipe.steps)}")
-        if held is None:
-            held = self._measure(model)
-            self.context.kept.save(f"attempt-{digest(recipe.steps)}", held)
+        name = f"attempt-{digest(recipe.steps)}"
+        if (held := self.context.kept.load(name)) is None:
+            self.context.kept.save(name, held := self._measure(model))
         return {figure: float(value) for figure, value in held.items()}
 
     def _measure(self, model: Model) -> dict[str, Any]:
@@ -74,17 +70,15 @@ class Search:
         plan.model_format.save(convert(model, ("onnx",), plan.plugins), path)
         pair = evaluate_beside_baseline(plan, loaded, path, loaded.splits.selection, self.talk.progress)
         name, score, _, points = drop_of(loaded.metrics, pair)
-        low, high = pair.drop_interval
         budget = parse_budget(plan.experiment.max_drop, agreement=name == "agreement").resolved(score)
         runtime, kl = plan.experiment.runtime[0], pair.agreement["kl"]
         times = time_beside_baseline(plan, loaded, runtime, path, QUICK_BLOCKS, self.talk.progress, QUICK_S)
         figures = {
             "points": points,
-            "noise": (high - low) / (2 * Z),
+            "noise": (pair.drop_interval[1] - pair.drop_interval[0]) / (2 * Z),
             "budget": np.inf if budget is None else budget,
             "kl": -1.0 if kl is None else kl,
             "ms": times["optimized"].p50_ms,
-            "ms_before": times["baseline"].p50_ms,
             "compressed_bytes": gzip_size(path),
             "sparsity": sparsity_of(plan.model_format.describe(model)),
         }
@@ -96,14 +90,12 @@ def compress(search: Search, recipe: Recipe) -> tuple[Recipe, Model]:
 
     A recipe of the user's own is applied as it is, and without a budget or selection samples there is nothing to mend.
     """
-    asked, selection = search.plan.experiment, search.loaded.splits.selection
+    plan, asked = search.plan, search.plan.experiment
     bounded = parse_budget(asked.max_drop, agreement=False).points is not None
-    if not search.plan.recipe and bounded and recipe.steps and len(selection):
-        rescue = search.plan.plugins.load("recipe_generators", asked.kind).rescue
-        if rescue is not None:
-            mended: tuple[Recipe, Model] = rescue(search, recipe)
-            return mended
-    return recipe, search.apply(recipe)
+    mendable = not plan.recipe and bounded and recipe.steps and len(search.loaded.splits.selection)
+    rescue = plan.plugins.load("recipe_generators", asked.kind).rescue if mendable else None
+    mended: tuple[Recipe, Model] = rescue(search, recipe) if rescue else (recipe, search.apply(recipe))
+    return mended
 
 
 def score(plan: Plan, loaded: Loaded, samples: Dataset, model: Model) -> dict[str, float]:
@@ -111,10 +103,8 @@ def score(plan: Plan, loaded: Loaded, samples: Dataset, model: Model) -> dict[st
     path = plan.folder.state / "scored.onnx"
     plan.model_format.save(model, path)
     pair = evaluate_beside_baseline(plan, loaded, path, samples)
-    return {
-        "points": drop_of(loaded.metrics, pair)[3],
-        **({"kl": kl} if (kl := pair.agreement["kl"]) is not None else {}),
-    }
+    points, kl = drop_of(loaded.metrics, pair)[3], pair.agreement["kl"]
+    return {"points": points} | ({} if kl is None else {"kl": kl})
 
 
 def evaluate_beside_baseline(

@@ -20,6 +20,7 @@ class Talk:
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
         self.logs: Path | None = None
+        self.notes: list[str] = []
         self.started = time.monotonic()
 
     def attach(self, logs: Path) -> None:
@@ -27,16 +28,22 @@ class Talk:
         logs.mkdir(parents=True, exist_ok=True)
         self.logs = logs
 
-    def say(self, line: str) -> None:
-        """Tell one line."""
-        self._log(line)
-        if not self.quiet:
+    def say(self, line: str, *, always: bool = False) -> None:
+        """Tell one line; `always` even when quiet."""
+        if self.logs is not None:
+            with (self.logs / "run.log").open("a", encoding="utf-8") as file:
+                file.write(f"{time.monotonic() - self.started:9.2f} {line}\n")
+        if always or not self.quiet:
             print(line, file=sys.stderr, flush=True)  # noqa: T201 - stderr is the talk
+
+    def note(self, line: str) -> None:
+        """Tell one line, and keep it for the report."""
+        self.notes.append(line)
+        self.say(f"  {line}")
 
     def warn(self, line: str) -> None:
         """Tell one line even when quiet."""
-        self._log(f"warning: {line}")
-        print(f"warning: {line}", file=sys.stderr, flush=True)  # noqa: T201
+        self.say(f"warning: {line}", always=True)
 
     def event(self, event: str, /, **facts: Any) -> None:
         """Record one machine-readable event."""
@@ -44,11 +51,6 @@ class Talk:
             row = {"event": event, "at_s": round(time.monotonic() - self.started, 3), **facts}
             with (self.logs / "events.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-
-    def _log(self, line: str) -> None:
-        if self.logs is not None:
-            with (self.logs / "run.log").open("a", encoding="utf-8") as file:
-                file.write(f"{time.monotonic() - self.started:9.2f} {line}\n")
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Any]:

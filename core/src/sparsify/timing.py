@@ -11,13 +11,10 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, median, stdev
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sparsify.contracts import Progress, Session, silent
+from sparsify.contracts import Arrays, Progress, Session, silent
 from sparsify.intervals import student
-
-if TYPE_CHECKING:
-    from sparsify.contracts import Arrays
 
 BLOCKS = 7
 BLOCK_S = 0.2

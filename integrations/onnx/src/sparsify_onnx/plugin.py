@@ -83,4 +83,5 @@ def commands() -> Iterable[Entry]:
             aliases=("check-environment",),
         ),
         Entry("explain", "sparsify_onnx.explain:app", "Say which layers cost accuracy or time, and why"),
+        Entry("reproduce", "sparsify_onnx.reproduce:app", "Run a recorded experiment again and compare"),
     )

@@ -8,6 +8,16 @@ from sparsify import Data, Description, RequestError, UseCase
 
 from sparsify_image_classification.readme import readme
 
+THUMBNAIL = 96  # pixels
+
+
+def picture(data: Data, key: str) -> bytes:
+    """Return a thumbnail of a sample for the report, nothing where the samples are no image files."""
+    from sparsify_image_classification.reading import ImageReader
+
+    (split,) = data.splits.values()
+    return split.read.thumbnail(key, THUMBNAIL) if isinstance(split.read, ImageReader) else b""
+
 
 def check(data: Data, description: Description) -> None:
     """Refuse data whose classes are not the model's; raises RequestError. NPZ data names no classes."""
@@ -23,4 +33,4 @@ def check(data: Data, description: Description) -> None:
         )
 
 
-USE_CASE = UseCase(metrics=("accuracy", "top5"), check=check, readme=readme)
+USE_CASE = UseCase(metrics=("accuracy", "top5"), check=check, readme=readme, picture=picture)
