@@ -15,11 +15,13 @@ from sparsify import Context
 
 from sparsify_onnx.describe import fixed_batch
 from sparsify_onnx.graph import WEIGHTED, consumers
+from sparsify_onnx.runtime import FLOAT_OPERATORS, INT8_OPERATORS
 from sparsify_onnx.sessions import open_profiled
 
 KEPT = "layer-times"
 RUNS = 12  # after as many to warm up
-EVENT = re.compile(r"^(?P<name>.+?)(_nchwc|_token_\d+|_quant)*_kernel_time$")
+EVENT = re.compile(r"^(?:fused )?(?P<name>.+?)(?:_nchwc|_token_\d+|_quant|/MatMulAddFusion)*_kernel_time$")
+MULTIPLYING = {*FLOAT_OPERATORS, *INT8_OPERATORS}
 FUSED = ("Relu", "Clip", "Add", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "QuantizeLinear", "DequantizeLinear")
 
 
@@ -47,7 +49,7 @@ def _profile(model: onnx.ModelProto, layers: Sequence[str], context: Context) ->
     took: dict[str, list[float]] = {}
     for event in events:
         found = EVENT.match(event.get("name", "")) if event.get("cat") == "Node" else None
-        if found:
+        if found and event["args"].get("op_name") in MULTIPLYING:  # an Add that was not fused has its layer's alias too
             took.setdefault(found["name"], []).append(event["dur"] / 1000)
     names = aliases(model, layers)
     return {names[name]: median(runs[-RUNS:]) for name, runs in took.items() if name in names}
