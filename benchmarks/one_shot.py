@@ -28,7 +28,10 @@ from typing import Any
 from peers import Case, Cost, Score, in_process, measure, nncf_int8, nncf_name, onnxruntime_int8
 
 # what is applied at a sparsity: our default, and the two baselines that everyone knows, uniform in all layers
-OURS = "SparseGPTModifier {{sparsity: {rate}}}"
+OURS = {
+    "ours, uniform": "SparseGPTModifier {{sparsity: {rate}}}",
+    "ours": "SparseGPTModifier {{sparsity: {rate}, allocation: parameters}}",
+}
 UNIFORM = {
     "magnitude": "MagnitudePruningModifier {{sparsity: {rate}}}",
     "SparseGPT as published": "SparseGPTModifier {{sparsity: {rate}, refit: false}}",
@@ -53,6 +56,7 @@ class Level:
 
     value: float
     max_drop: str = "none"
+    allocation: str = "parameters"
 
     @property
     def rate(self) -> float:
@@ -63,6 +67,7 @@ class Level:
     def label(self) -> str:
         """Return the row's name."""
         what = f"{100 * self.rate:.1f} % + INT8" if self.rate else "INT8"
+        what += ", not spread" if self.allocation == "uniform" else ""
         return f"ours, level {self.value} ({what}), --max-drop {self.max_drop}"
 
 
@@ -105,12 +110,12 @@ def resnet20(bench: Bench) -> None:
     """Print ResNet-20 on CIFAR-10 as JPEG, at three levels."""
     for count in bench.calibration:
         case = replace(resnet20_case(bench), calibration=count)
-        compare(bench, case, Level(0.2), Level(0.5), Level(1.0))
+        compare(bench, case, Level(0.2), Level(0.5), Level(1.0), Level(1.0, "none", "uniform"))
 
 
 def resnet20_float(bench: Bench) -> None:
     """Print ResNet-20 pruned, weights in float: top-1 as the mean over the seeds, with the lowest and the highest."""
-    pruners = ({"ours": OURS} if "ours" in bench.rows else {}) | (UNIFORM if "uniform" in bench.rows else {})
+    pruners = (OURS if "ours" in bench.rows else {}) | (UNIFORM if "uniform" in bench.rows else {})
     base = resnet20_case(bench)
     for count in bench.calibration:
         seeds = ", ".join(map(str, bench.seeds))
@@ -133,7 +138,7 @@ def squeezenet(bench: Bench) -> None:
     photos, model = bench.data / "imagenet-sample", bench.models / "squeezenet1_1.onnx"
     train, classes = bench.data / "imagenette-small" / "train", photos / "synset_order.txt"
     case = Case("SqueezeNet 1.1, ImageNet photos", model, train, photos / "val", 256, class_list=classes)
-    compare(bench, case, Level(0.2, "2.0"), Level(0.5, "2.0"))
+    compare(bench, case, Level(0.2), Level(0.5, "2.0"), Level(0.5, "none", "uniform"))
 
 
 def mobilenet(bench: Bench) -> None:
@@ -173,7 +178,7 @@ def compare(bench: Bench, case: Case, *levels: Level) -> None:
     """Make every file of a case, measure them together, and print a table."""
     rows: dict[str, Row] = {}
     for level in levels if "ours" in bench.rows else ():
-        options = ("--optim-level", str(level.value), "--max-drop", level.max_drop)
+        options = ("--optim-level", str(level.value), "--max-drop", level.max_drop, "--allocation", level.allocation)
         rows[level.label] = ours(bench, case, *options)
     for rate in (level.rate for level in levels if level.rate and "uniform" in bench.rows):
         for name, modifier in UNIFORM.items():
