@@ -181,6 +181,20 @@ def test_boxes_and_scores_stay_close_each_where_rounding_everything_breaks_the_s
     assert error(parts[2][1], parts[0][1]) > 4 * error(parts[1][1], parts[0][1])
 
 
+def test_boxes_that_are_written_back_into_the_scores_are_a_head() -> None:
+    b = models.Builder(0)
+    x = b.op("Relu", b.conv("input", 3, 8, name="body"))
+    x = b.op("Sigmoid", b.conv(x, 8, 6, 1, name="detect"))
+    low, high, axis = (b.constant(name, np.array([n], np.int64)) for name, n in (("low", 0), ("high", 2), ("axis", 1)))
+    box = b.op("Mul", b.op("Slice", x, low, high, axis, name="cut"), b.constant("stride", np.float32(8)), name="decode")
+    places = np.broadcast_to(np.arange(2).reshape(1, 2, 1, 1), (1, 2, 8, 8)).copy()
+    x = b.op("ScatterElements", x, b.constant("places", places), box, axis=1, name="write")
+    model = b.model(x, (1, 3, 8, 8), rank=4)
+    found = find_exclusions(model, {})
+    assert found.nodes == dict.fromkeys(("sigmoid3", "cut", "decode", "write"), HEAD)
+    assert set(found.outputs) == {"detect"}
+
+
 def test_proposals_that_only_say_where_to_look_are_a_head_though_layers_follow(tmp_path: Path) -> None:
     model = load(models.save(graphs.two_stages(), tmp_path)).value
     found = find_exclusions(model, {})

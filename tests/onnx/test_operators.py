@@ -15,8 +15,11 @@ from sparsify_onnx.biases import spread_biases
 from sparsify_onnx.compare import compare, matching_outputs
 from sparsify_onnx.describe import describe
 from sparsify_onnx.graph import initializers, producers, weight_layers
+from sparsify_onnx.loader import load
 from sparsify_onnx.normalize import normalize
 from sparsify_onnx.placement import place
+from sparsify_onnx.pruning import SparseGPTModifier
+from sparsify_onnx.quantization import QuantizationModifier
 from sparsify_onnx.runtime import executed
 from sparsify_onnx.shapes import measure_shapes
 from sparsify_onnx.tables import LARGE, round_tables, scale_tables
@@ -177,6 +180,23 @@ def test_repair_helps_a_transposed_convolution() -> None:
         pruned = prune(dense, context(dense), targets=("widen", "grow"), sparsity=0.6, refit=refit)
         found[refit] = error(models.run(pruned, inputs)[0], wanted)
     assert found[True] < found[False]
+
+
+def test_a_transposed_convolution_keeps_the_zeros_and_the_grid_that_pruning_gave_it(tmp_path: Path) -> None:
+    loaded = load(models.save(models.upsampler(), tmp_path))
+    given = context(loaded.value)
+    pruned = SparseGPTModifier(sparsity=0.5, round_weights=True).apply(loaded, given)
+    result = QuantizationModifier(equalize=False).apply(pruned, given)
+    makers, held = producers(result.value), initializers(result.value)
+    nodes = {node.name: node for node in result.value.graph.node}
+    for name in ("widen", "grow"):
+        weight = numpy_helper.to_array(initializers(pruned.value)[f"{name}.weight"])
+        integers, scales, _ = (numpy_helper.to_array(held[each]) for each in makers[nodes[name].input[1]].input)
+        assert np.mean(weight == 0) == pytest.approx(0.5, abs=0.1)  # sparsity goes where it costs least
+        assert not integers[weight == 0].any()
+        if name == "widen":  # a group's outputs share scales with those of the others
+            assert np.array_equal(scales, pruned.facts["weight_scales"][name])
+            assert np.allclose(integers * scales.reshape(1, -1, 1, 1), weight, atol=1e-6)
 
 
 @pytest.mark.parametrize("axes", [2, 3, 4])
