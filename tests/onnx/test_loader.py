@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from sparsify import RequestError, StageError
-from sparsify_onnx import loader, sessions, shapes, storage
+from sparsify_onnx import loader, storage
 from sparsify_onnx.graph import initializers, weight_layers
 from sparsify_onnx.loader import load
 from sparsify_onnx.model_format import FORMAT
@@ -257,8 +257,7 @@ def test_shapes_fall_back_on_inference(tmp_path: Path) -> None:
 
 
 def test_large_models_pass_through_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (storage, sessions, loader, shapes):
-        monkeypatch.setattr(module, "PROTOBUF_BYTES", 1000)
+    monkeypatch.setattr(loader, "LARGE_BYTES", 1000)
     monkeypatch.setattr(storage, "EXTERNAL_BYTES", 1000)
     model = models.residual_net()
     loaded = load(external(models.residual_net(), tmp_path))

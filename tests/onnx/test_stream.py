@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from sparsify import Context
-from sparsify_onnx import sessions
+from sparsify_onnx import storage
 from sparsify_onnx import stream as module
 from sparsify_onnx.graph import initializers, weight_layers
 from sparsify_onnx.layerwise import levels
@@ -121,11 +121,11 @@ def test_asking_for_what_is_already_there_runs_nothing() -> None:
     assert open_stretch(models.mlp(), {}, ["input"], 1)(feed)["input"] is feed["input"]
 
 
-def test_parts_above_protobufs_limit_go_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_handed_over_beside_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     model = models.mlp()
     feed = models.samples(model, 3)
     expected = models.run(model, feed)[0]
-    monkeypatch.setattr(sessions, "PROTOBUF_BYTES", 16)
+    monkeypatch.setattr(storage, "SMALL_BYTES", 1)
     np.testing.assert_array_equal(open_stretch(model, {}, ["logits"], 1)(feed)["logits"], expected)
 
 

@@ -14,8 +14,9 @@ from sparsify import Model, RequestError, StageError
 from sparsify_onnx.graph import WEIGHTED, initializers, walk, weight_layers
 from sparsify_onnx.normalize import name_nodes, normalize, settle
 from sparsify_onnx.shapes import Shapes, measure_shapes
-from sparsify_onnx.storage import PROTOBUF_BYTES, read_proto, weight_bytes, without_initializers
+from sparsify_onnx.storage import as_inputs, is_heavy, read_proto, weight_bytes
 
+LARGE_BYTES = 256 << 20  # of weights: above, they are checked one by one, for the checker holds three copies
 OLDEST_OPSET = 11
 QDQ_OPSET = 13  # the first whose QuantizeLinear has an axis
 COMMON_IR = 10  # what ONNX Runtime 1.22 and older servers read
@@ -83,23 +84,16 @@ def read(path: Path) -> onnx.ModelProto:
 
 def _check(model: onnx.ModelProto, path: Path) -> None:
     try:
-        onnx.checker.check_model(model if weight_bytes(model) < PROTOBUF_BYTES else _as_inputs(model))
+        if weight_bytes(model) < LARGE_BYTES:
+            onnx.checker.check_model(model)
+        else:
+            onnx.checker.check_model(as_inputs(model))
+            for tensor in model.graph.initializer:
+                onnx.checker.check_tensor(tensor)
     except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
         raise RequestError(
             f"{path} is not a valid ONNX model: {error}", fix="export the model again, or upgrade onnx if it is newer"
         ) from error
-
-
-def _as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy a model that is too large to check as one message, with its initializers as inputs."""
-    light = without_initializers(model)
-    listed = {value.name for value in light.graph.input}
-    light.graph.input.extend(
-        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        for tensor in model.graph.initializer
-        if tensor.name not in listed
-    )
-    return light
 
 
 def opset_of(model: onnx.ModelProto, path: Path) -> int:
@@ -176,14 +170,26 @@ def _raise_opset(model: onnx.ModelProto, path: Path, found: int) -> onnx.ModelPr
     if found >= QDQ_OPSET:
         return model
     try:
-        raised = version_converter.convert_version(model, QDQ_OPSET)
+        raised = version_converter.convert_version(as_inputs(model), QDQ_OPSET)
         onnx.checker.check_model(raised)  # the converter leaves subgraphs as they were
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         raise RequestError(
             f"{path}: opset {found} cannot be raised to {QDQ_OPSET}: {_culprit(str(error))}",
             fix=f"export the model again with opset {QDQ_OPSET} or higher",
         ) from error
+    _give_back(raised, model)
     return raised
+
+
+def _give_back(raised: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Turn inputs that stand for weights into initializers again."""
+    held = {tensor.name: tensor for tensor in model.graph.initializer if is_heavy(tensor)}
+    asked = {value.name for value in model.graph.input}
+    kept = [value for value in raised.graph.input if value.name not in held or value.name in asked]
+    found = [held[value.name] for value in raised.graph.input if value.name in held]
+    del raised.graph.input[:]
+    raised.graph.input.extend(kept)
+    raised.graph.initializer.extend(found)
 
 
 def _culprit(message: str) -> str:

@@ -12,7 +12,7 @@ from onnx import helper, shape_inference
 
 from sparsify_onnx.graph import model_inputs
 from sparsify_onnx.sessions import ORT_ERRORS, open_model
-from sparsify_onnx.storage import PROTOBUF_BYTES, weight_bytes
+from sparsify_onnx.storage import as_inputs
 
 Shape = tuple[int, ...]
 # what to try where a graph leaves a size open: pixels of an image side, length of anything else
@@ -96,9 +96,7 @@ def _filling(value: onnx.ValueInfoProto, shape: Shape) -> NDArray[np.generic]:
 
 def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     """Return the fully known shapes that ONNX's own inference finds."""
-    if weight_bytes(model) >= PROTOBUF_BYTES:
-        return {}
-    graph = shape_inference.infer_shapes(model, data_prop=True).graph
+    graph = shape_inference.infer_shapes(as_inputs(model), data_prop=True).graph
     found = {}
     for value in [*graph.input, *graph.value_info, *graph.output]:
         dims = value.type.tensor_type.shape.dim

@@ -15,10 +15,9 @@ from sparsify import RequestError
 
 from sparsify_onnx.graph import walk
 
-PROTOBUF_BYTES = (1 << 31) - (64 << 20)  # of weights: one message holds 2 GB, the graph included
 EXTERNAL_BYTES = 1_500_000_000  # above this the weights go into a file of their own
 ALIGNMENT = 4096  # pages, so that runtimes may map the file
-SMALL_BYTES = 1024  # tensors below stay in the model file: shapes and scales must be readable without the data
+SMALL_BYTES = 1024  # tensors below stay in the model file
 CHUNK = 1 << 20
 
 
@@ -162,19 +161,30 @@ def _write_data(model: onnx.ModelProto, path: Path, name: str) -> onnx.ModelProt
     light = without_initializers(model)
     with path.open("wb") as file:
         for tensor in model.graph.initializer:
-            if tensor_bytes(tensor) < SMALL_BYTES or tensor.data_type == TensorProto.STRING:
+            if not is_heavy(tensor):
                 light.graph.initializer.append(tensor)
                 continue
-            raw = tensor if tensor.HasField("raw_data") else _raw(tensor)
+            data = (tensor if tensor.HasField("raw_data") else _raw(tensor)).raw_data
             file.write(b"\0" * (-file.tell() % ALIGNMENT))
-            stub = light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-            stub.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", name), ("offset", file.tell()), ("length", len(raw.raw_data))):
-                stub.external_data.add(key=key, value=str(value))
-            file.write(raw.raw_data)
+            light.graph.initializer.append(stub(tensor, name, file.tell(), len(data)))
+            file.write(data)
         file.flush()
         os.fsync(file.fileno())
     return light
+
+
+def is_heavy(tensor: TensorProto) -> bool:
+    """Say whether a tensor's data may lie outside the model file; that of shapes and scales must be readable in it."""
+    return tensor_bytes(tensor) >= SMALL_BYTES and tensor.data_type != TensorProto.STRING
+
+
+def stub(tensor: TensorProto, location: str, offset: int, length: int) -> TensorProto:
+    """Describe a tensor whose data lies elsewhere."""
+    found = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    found.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        found.external_data.add(key=key, value=value)
+    return found
 
 
 def _raw(tensor: TensorProto) -> TensorProto:
@@ -191,6 +201,18 @@ def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
         if field.name != "graph":
             _put(light, field.name, value)
     light.graph.CopyFrom(graph)
+    return light
+
+
+def as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a model with its weights as inputs, for libraries that take no message above 2 GB, and copy it."""
+    light = without_initializers(model)
+    listed = {value.name for value in light.graph.input}
+    for tensor in model.graph.initializer:
+        if not is_heavy(tensor):
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in listed:
+            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return light
 
 
