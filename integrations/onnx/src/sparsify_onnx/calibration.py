@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 from sparsify import Context, Dataset, StageError
 
@@ -17,6 +18,7 @@ from sparsify_onnx.describe import fixed_batch
 from sparsify_onnx.graph import WeightLayer
 from sparsify_onnx.histogram import EMPTY, Histogram, count, merge
 from sparsify_onnx.memory import share
+from sparsify_onnx.padding import Arrays, Mask, Padding, find_padding, select
 from sparsify_onnx.sessions import ORT_ERRORS, open_model
 from sparsify_onnx.symmetric import add_gram
 
@@ -31,11 +33,20 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Moment:
-    """Hold the exposed tensors of one batch, padding dropped; `first` numbers its first sample."""
+    """Hold the exposed tensors of one batch; `first` numbers its first sample.
+
+    real: the positions of each sample that are no padding, where there is padding; padded: the tensors it holds for.
+    """
 
     first: int
     samples: int
     tensors: Tensors
+    real: Mask | None = None
+    padded: frozenset[str] = frozenset()
+
+    def rows(self, name: str) -> NDArray[np.float32]:
+        """Return a tensor without the rows of padding."""
+        return select(self.tensors[name], self.real if name in self.padded else None)
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ def watch(
     size = fixed or max(1, min(context.batch_size, BATCH_BYTES // max(sample_bytes, 1)))
     try:
         session = open_model(model, expose=computed, threads=context.threads)
+        padding = session_padding(session, model, wanted, samples)
         with context.progress(label, -(-len(samples) // size)) as advance:
             for batch in samples.batches(size, pad=fixed > 0):
                 rows = len(next(iter(batch.inputs.values())))
@@ -65,7 +77,11 @@ def watch(
                 found |= {name: batch.inputs[name] for name in wanted if name in given}
                 tensors = {name: _samples(found[name], len(batch.keys), rows) for name in wanted}
                 _refuse_not_finite(tensors)
-                yield Moment(first, len(batch.keys), tensors)
+                if padding is None:
+                    yield Moment(first, len(batch.keys), tensors)
+                else:
+                    real = batch.inputs[padding.mask][: len(batch.keys)] != 0
+                    yield Moment(first, len(batch.keys), tensors, real, padding.tensors)
                 first += len(batch.keys)
                 advance()
     except ORT_ERRORS as error:
@@ -74,6 +90,22 @@ def watch(
             f"ONNX Runtime cannot run the model while {label}: {reason}",
             fix="check that the samples fit the model's inputs (`sparsify analyze MODEL` lists them)",
         ) from error
+
+
+def session_padding(
+    session: ort.InferenceSession, model: onnx.ModelProto, names: Sequence[str], samples: Dataset
+) -> Padding | None:
+    """Find the padding of samples with a session that exposes the computed ones of `names`."""
+    given = {value.name for value in session.get_inputs()}
+    if len(given) < 2:
+        return None  # what marks padding is an input of its own
+
+    def run(wanted: Sequence[str], feed: Arrays) -> Arrays:
+        computed = [name for name in wanted if name not in given]
+        return {**feed, **dict(zip(computed, session.run(computed, dict(feed)), strict=True))}
+
+    outputs = [value.name for value in model.graph.output]
+    return find_padding(run, outputs, names, samples, fixed_batch(model) or 1)
 
 
 def _samples(array: NDArray[np.float32], samples: int, rows: int) -> NDArray[np.float32]:
@@ -107,7 +139,8 @@ def measure_peaks(
     """Return the largest magnitude of each channel of each tensor."""
     peaks: dict[str, NDArray[np.float32]] = {}
     for moment in watch(model, names, few(context), context, shapes, "measuring channels") if names else ():
-        for name, array in moment.tensors.items():
+        for name in names:
+            array = moment.rows(name)
             others = tuple(other for other in range(array.ndim) if other != axis % array.ndim)
             found = np.abs(array).max(axis=others, initial=0.0)
             peaks[name] = np.maximum(peaks[name], found) if name in peaks else found
@@ -128,7 +161,7 @@ def measure(
         exposed = [*counted, *(name for layer in group for name in (layer.input, layer.output))]
         for moment in watch(model, exposed, context.calibration, context, shapes, "calibrating"):
             for name in counted:
-                histograms[name] = merge(histograms[name], count(moment.tensors[name]))
+                histograms[name] = merge(histograms[name], count(moment.rows(name)))
             for layer in group:
                 _add_rows(hessians, layer, moment, context)
         yield Statistics(histograms, hessians)
@@ -170,7 +203,8 @@ def _add_rows(hessians: dict[str, NDArray[Any]], layer: WeightLayer, moment: Mom
     if not per_sample:
         return
     cap = max(-(-HESSIAN_ROWS // max(len(context.calibration), 1)), 1)
-    rows = sample_rows(per_sample, moment.first, moment.samples, cap, context.seed)
+    real = moment.real if {layer.input, layer.output} <= moment.padded else None
+    rows = sample_rows(per_sample, moment.first, moment.samples, cap, context.seed, real)
     size = inputs(layer)
     if layer.name not in hessians:
         hessians[layer.name] = np.zeros((layer.group, size, size), dtype=_precision(layer))

@@ -21,15 +21,23 @@ Indices = NDArray[np.intp]
 ROWS_BYTES = 32 << 20  # of float32 rows gathered at once: an early layer's would be gigabytes
 
 
-def sample_rows(per_sample: int, first: int, samples: int, cap: int, seed: int) -> Indices:
-    """Choose at most `cap` of each sample's rows; depends on the sample's number, not on the batch it came in."""
-    if per_sample <= cap:
+def sample_rows(
+    per_sample: int, first: int, samples: int, cap: int, seed: int, real: NDArray[np.bool_] | None = None
+) -> Indices:
+    """Choose at most `cap` of each sample's rows; depends on the sample's number, not on the batch it came in.
+
+    real: the rows to choose from, samples × rows; all of them where it has another shape.
+    """
+    marked = real is not None and real.shape == (samples, per_sample)
+    if per_sample <= cap and not marked:
         return np.arange(samples * per_sample)
-    chosen = [
-        index * per_sample
-        + np.sort(np.random.default_rng((seed, first + index)).choice(per_sample, cap, replace=False, shuffle=False))
-        for index in range(samples)
-    ]
+    chosen = []
+    for index in range(samples):
+        places = np.flatnonzero(real[index]) if real is not None and marked else np.arange(per_sample)
+        if len(places) > cap:
+            generator = np.random.default_rng((seed, first + index))
+            places = places[np.sort(generator.choice(len(places), cap, replace=False, shuffle=False))]
+        chosen.append(index * per_sample + places)
     return np.concatenate(chosen)
 
 

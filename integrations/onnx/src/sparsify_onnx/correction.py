@@ -38,7 +38,7 @@ def measure_shifts(
     sizes = {twin: shapes.get(layer.output, ()) for layer in layers for twin in pairs[layer.name]}
     for moment in watch(both, names, few(context), context, sizes, "correcting biases"):
         for layer in layers:
-            rounded, exact = (moment.tensors[name] for name in pairs[layer.name])
+            rounded, exact = (moment.rows(name) for name in pairs[layer.name])
             axes = (0, *range(2, exact.ndim)) if layer.op == "Conv" else tuple(range(exact.ndim - 1))
             shift = (exact - rounded).sum(axis=axes, dtype=np.float64)
             sums[layer.name] = sums.get(layer.name, 0.0) + shift

@@ -16,12 +16,15 @@ from sparsify import Context, StageError
 
 from sparsify_onnx.affine import read_matrix, write_affine
 from sparsify_onnx.blocks import Blocks, add_to_blocks, empty_blocks, solve_blocks
+from sparsify_onnx.calibration import session_padding
 from sparsify_onnx.columns import input_rows, inputs, output_rows, outputs, pieces, rows_per_sample, sample_rows
 from sparsify_onnx.goals import Goal, find_goal
-from sparsify_onnx.graph import Floats, WeightLayer, reads
+from sparsify_onnx.graph import Floats, WeightLayer, model_inputs, reads
 from sparsify_onnx.hessian import Statistics, add_rows, empty
 from sparsify_onnx.joint import Options, solve_layer, sparsity_of
 from sparsify_onnx.memory import LAYER_BYTES, share, solver_bytes
+from sparsify_onnx.padding import Mask, Padding
+from sparsify_onnx.sessions import open_model
 from sparsify_onnx.stream import Moment, Stream, upstream
 
 ROWS_PER_COLUMN = 40  # calibration rows asked for, for each column of a layer's matrix
@@ -56,15 +59,32 @@ def solve(
     found: dict[str, Pruned] = {}
     with tempfile.TemporaryDirectory(prefix="sparsify-") as folder, context.progress("pruning", len(layers)) as advance:
         ends = {name for layer in layers for name in (layer.output, find_goal(dense, layer, ()).sum)}
-        stream = Stream(dense, pruned, context, Path(folder), upstream(pruned, sorted(ends)))
+        padding = _find_padding(dense, layers, context)
+        carried = frozenset([padding.mask] if padding else [])
+        stream = Stream(dense, pruned, context, Path(folder), upstream(pruned, sorted(ends)), carried)
         order = levels(pruned, layers, share(context, STATISTICS_BYTES, 4))
         _note_blocks(layers, context)
         for place, level in enumerate(order):
             later = [layer for follower in order[place + 1 :] for layer in follower]
-            for layer, outcome in prune_level(stream, level, options, later):
+            for layer, outcome in prune_level(stream, level, options, later, padding):
                 found[layer.name] = outcome
                 advance()
     return pruned, found
+
+
+def _find_padding(model: onnx.ModelProto, layers: Sequence[WeightLayer], context: Context) -> Padding | None:
+    names = list(dict.fromkeys(name for layer in layers for name in (layer.input, layer.output)))
+    made = {name for node in model.graph.node for name in node.output}
+    if len(model_inputs(model)) < 2 or not names:
+        return None
+    session = open_model(model, expose=[name for name in names if name in made], threads=context.threads)
+    return session_padding(session, model, names, context.calibration)
+
+
+def _real_rows(layer: WeightLayer, moment: Moment, padding: Padding | None) -> Mask | None:
+    if padding is None or not {layer.input, layer.output} <= padding.tensors:
+        return None
+    return np.asarray(moment.dense[padding.mask][: moment.samples] != 0)
 
 
 def in_blocks(layer: WeightLayer, context: Context) -> bool:
@@ -115,7 +135,11 @@ def _split(layers: list[WeightLayer], most: int) -> Iterator[list[WeightLayer]]:
 
 
 def prune_level(
-    stream: Stream, level: Sequence[WeightLayer], options: Options, later: Sequence[WeightLayer]
+    stream: Stream,
+    level: Sequence[WeightLayer],
+    options: Options,
+    later: Sequence[WeightLayer],
+    padding: Padding | None = None,
 ) -> Iterator[tuple[WeightLayer, Pruned]]:
     """Prune the layers of one group, or take them from the checkpoint, writing each into the stream's pruned model.
 
@@ -128,11 +152,12 @@ def prune_level(
     gathered = {layer.name: _nothing(layer, options, context) for layer in level if saved[layer.name] is None}
     goals = {layer.name: _goal(stream, layer, (*level, *later), options) for layer in level}
     others = [goal.other for goal in goals.values() if goal.other]
-    names = ([goal.sum for goal in goals.values()], [*(layer.input for layer in level), *others])
+    names = ([*(goal.sum for goal in goals.values()), *stream.carried], [*(layer.input for layer in level), *others])
     for moment in stream.run(*names, advance=True):
         for layer in level:
             if layer.name in gathered:
-                _add(gathered[layer.name], layer, goals[layer.name], moment, context)
+                real = _real_rows(layer, moment, padding)
+                _add(gathered[layer.name], layer, goals[layer.name], moment, context, real)
     for layer in level:
         kept = saved[layer.name]
         if kept is None:
@@ -171,7 +196,9 @@ def _goal(stream: Stream, layer: WeightLayer, unsolved: Sequence[WeightLayer], o
     return find_goal(stream.dense, layer, unsolved) if options.refit else Goal(layer.output)
 
 
-def _add(gathered: Gathered, layer: WeightLayer, goal: Goal, moment: Moment, context: Context) -> None:
+def _add(
+    gathered: Gathered, layer: WeightLayer, goal: Goal, moment: Moment, context: Context, real: Mask | None
+) -> None:
     other = moment.compressed[goal.other] if goal.other else None
     x, y = moment.compressed[layer.input], goal.wanted(moment.dense[goal.sum], other)
     for whose, tensor in (("inputs", x), ("outputs in the dense model", y)):
@@ -183,7 +210,7 @@ def _add(gathered: Gathered, layer: WeightLayer, goal: Goal, moment: Moment, con
     cap = max(ROWS_PER_SAMPLE, ceil(ROWS_PER_COLUMN * inputs(layer) / len(context.calibration)))
     share = rows_per_sample(layer, y, moment.rows)
     rows = (
-        sample_rows(share, moment.first, moment.samples, cap, context.seed)
+        sample_rows(share, moment.first, moment.samples, cap, context.seed, real)
         if share
         else np.arange(y.size // outputs(layer))
     )

@@ -41,8 +41,8 @@ class Moment:
 class Stream:
     """Walk forward through the graph that both models share; only their weights differ.
 
-    wanted: the nodes that any later pass may need. base: the tensors on disk, from which the next pass starts, with
-    their types; done: the nodes behind them.
+    wanted: the nodes that any later pass may need. carried: inputs of the model that stay at hand. base: the tensors on
+    disk, from which the next pass starts, with their types; done: the nodes behind them.
     """
 
     dense: onnx.ModelProto
@@ -50,6 +50,7 @@ class Stream:
     context: Context
     folder: Path
     wanted: frozenset[int]
+    carried: frozenset[str] = frozenset()
     base: Mapping[str, onnx.ValueInfoProto] = field(default_factory=dict)
     done: frozenset[int] = frozenset()
     generation: int = 0
@@ -57,7 +58,7 @@ class Stream:
     def run(self, dense: Sequence[str], compressed: Sequence[str], advance: bool = False) -> Iterator[Moment]:
         """Yield the named tensors of both models, batch by batch; `advance` moves the base up to `compressed`."""
         behind = self.done | upstream(self.compressed, compressed, self.base)
-        frontier = live(self.compressed, behind, self.wanted) if advance else []
+        frontier = sorted({*live(self.compressed, behind, self.wanted), *self.carried}) if advance else []
         threads = self.context.threads
         runs = (
             open_stretch(self.dense, self.base, [*dense, *frontier], threads),
