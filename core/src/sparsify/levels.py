@@ -70,8 +70,7 @@ def parse_duration(value: str) -> float:
 
 def parse_memory(value: str) -> int:
     """Read `--max-memory` as bytes: `400MB`, `4GB`, `2GiB`; raises ValueError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mg])(i?)b", str(value).strip().lower())
-    if not found or not float(found[1]):
+    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([mg])(i?)b", str(value).strip().lower())) or not float(found[1]):
         raise ValueError(f"'{value}' is no amount of memory; give megabytes or gigabytes such as 800MB, 4GB, 2GiB")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** (2 if found[2] == "m" else 3))
 
