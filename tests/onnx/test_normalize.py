@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from onnx import helper, numpy_helper
 from sparsify_onnx.graph import initializers, weight_layers
 from sparsify_onnx.metadata import PATH, scrub
 from sparsify_onnx.normalize import name_nodes, normalize, settle
+from sparsify_onnx.sessions import open_model
 
 from tests.onnx import models
 
@@ -299,3 +301,48 @@ def test_dynamic_axes_and_names_survive(tmp_path: Path) -> None:
     assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", "length", 16]
     noise = np.random.default_rng(0).standard_normal((2, 11, 16)).astype(np.float32)
     assert models.run(models.save(after, tmp_path), {"input": noise})[0].shape == (2, 5)
+
+
+def gelu(layer: str = "matmul", *, half: float = 0.5, seen: bool = False) -> onnx.ModelProto:
+    """Write GELU as torch's exporter does: the half multiplies what multiplies the layer's output."""
+    b = models.Builder()
+    if layer == "conv":
+        x, shape, rank = b.conv("input", 3, 4), ("batch", 3, 8, 8), 4
+    else:
+        x, shape, rank = b.matmul("input", 12, 16), ("batch", 6, 12), 3
+        x = b.op("Add", x, b.weight("bias", 16, scale=0.1))
+    erf = b.op("Erf", b.op("Div", x, b.constant("root", np.float32(np.sqrt(2)))))
+    halved = b.op("Mul", b.constant("half", np.float32(half)), b.op("Add", erf, b.constant("one", np.float32(1))))
+    y = b.op("Mul", x, halved, output="gelu")
+    y = b.op("Add", y, halved) if seen else y
+    return b.model(y, shape, rank=rank)
+
+
+def test_gelu_is_written_as_onnx_runtime_fuses_it_and_gives_the_same_bits(tmp_path: Path) -> None:
+    model = gelu()
+    after, notes = normalize(gelu())
+    assert "1 GELUs written as ONNX Runtime fuses them" in notes
+    inputs = models.samples(model, 4)
+    np.testing.assert_array_equal(run_plain(after, inputs), run_plain(model, inputs))
+    assert "BiasGelu" in fused(after, tmp_path)
+    assert "BiasGelu" not in fused(model, tmp_path)
+    assert after == normalized(after)
+
+
+@pytest.mark.parametrize("other", [gelu("conv"), gelu(half=0.3), gelu(seen=True)])
+def test_other_products_keep_their_order(other: onnx.ModelProto) -> None:
+    assert not any("GELU" in note for note in normalize(other)[1])
+
+
+def run_plain(model: onnx.ModelProto, inputs: models.Arrays) -> np.ndarray:
+    session = open_model(model, threads=1)  # as written, unfused
+    found: np.ndarray = session.run(None, inputs)[0]
+    return found
+
+
+def fused(model: onnx.ModelProto, folder: Path) -> set[str]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return {node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node}

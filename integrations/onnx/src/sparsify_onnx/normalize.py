@@ -12,6 +12,7 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
 from sparsify_onnx.folding import fold_affine, fold_constants
+from sparsify_onnx.gelu import order_gelu
 from sparsify_onnx.gemms import fold_gemm_factors
 from sparsify_onnx.graph import initializers, reads, subgraphs
 from sparsify_onnx.metadata import scrub
@@ -31,6 +32,7 @@ def normalize(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]
         (fold_constants, "nodes of constants computed"),
         (fold_gemm_factors, "Gemm factors and biases folded"),
         (fold_affine, "batch norms and constant scales or shifts folded into the layer before them"),
+        (order_gelu, "GELUs written as ONNX Runtime fuses them"),
         (drop_dead, "nodes without effect removed"),
         (name_nodes, "nodes without a name of their own named"),
         (scrub, "metadata entries with paths or traces removed"),
