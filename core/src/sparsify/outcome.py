@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ def build_metrics(
         "layers": _layers(loaded.description, description, measured.errors, model),
         "rungs": list(rungs),
         "excluded": [{"name": name, "reason": reason} for name, reason in model.facts.get("excluded", {}).items()],
+        "coverage": model.facts.get("coverage"),
         "stages": list(stages),
         "speedup": {name: round(1 / measured.ratio(name).value, 3) for name in measured.timings},
         "speedup_interval": [round(1 / ratio.high, 3), round(1 / ratio.low, 3)],
@@ -203,6 +205,5 @@ def environment() -> dict[str, Any]:
 def _cpu() -> str:
     """Read the CPU's name where the system tells it."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*: (.*)", path.read_text() if path.is_file() else "", re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()

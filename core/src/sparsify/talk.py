@@ -37,9 +37,10 @@ class Talk:
             print(line, file=sys.stderr, flush=True)  # noqa: T201 - stderr is the talk
 
     def note(self, line: str) -> None:
-        """Tell one line, and keep it for the report."""
-        self.notes.append(line)
-        self.say(f"  {line}")
+        """Tell one line, once, and keep it for the report."""
+        if line not in self.notes:  # recipes that are tried one after the other have much in common
+            self.notes.append(line)
+            self.say(f"  {line}")
 
     def warn(self, line: str) -> None:
         """Tell one line even when quiet."""

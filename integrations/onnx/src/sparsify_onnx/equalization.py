@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from sparsify import Context, Model
 
 from sparsify_onnx.calibration import Shapes, measure_peaks
+from sparsify_onnx.coverage import look_at_samples
 from sparsify_onnx.equalize import choose_factors, equalize, find_channels
 from sparsify_onnx.graph import Floats
 from sparsify_onnx.placement import place
@@ -32,6 +33,7 @@ class EqualizationModifier(BaseModel):
         facts: `channel_scales` and `input_scales`, what each layer's output and input channels were divided by. Raises
         StageError for NaN activations.
         """
+        model = look_at_samples(model, context)
         shapes: Shapes = model.facts.get("shapes", {})
         value = own_constants(model.value)
         name = f"equalize-{fingerprint(model.value, '', context)}"

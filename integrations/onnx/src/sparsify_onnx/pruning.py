@@ -14,6 +14,7 @@ from sparsify import Context, Model, RequestError
 
 from sparsify_onnx.affine import write_affine
 from sparsify_onnx.allocation import allocate
+from sparsify_onnx.coverage import look_at_samples
 from sparsify_onnx.graph import WeightLayer
 from sparsify_onnx.joint import Options, group_slices, layer_pattern, sparsity_of
 from sparsify_onnx.layerwise import Pruned, finite_matrix, solve
@@ -95,6 +96,7 @@ class SparseGPTModifier(BaseModel):
                 "SparseGPTModifier has no calibration samples", fix="give at least one, with --calibration-samples"
             )
         _refuse_unknown(self.layer_sparsity, layers)
+        model = look_at_samples(model, context)
         _note_structure(structure, self.mask_structure, self.sparsity, context)
         options = self._options(structure, {layer.name: self.sparsity for layer in layers}, model)
         if self.allocation != "uniform" and not structure.keep and len(layers) > 1:

@@ -19,12 +19,13 @@ from sparsify_onnx.biases import spread_biases
 from sparsify_onnx.calibration import Shapes, hessian_bytes, hessian_limit, measure
 from sparsify_onnx.columns import column_order
 from sparsify_onnx.correction import measure_shifts
+from sparsify_onnx.coverage import COVERAGE, check_ranges, look_at_samples
 from sparsify_onnx.equalization import EqualizationModifier
 from sparsify_onnx.graph import Floats, WeightLayer, channel_axis, from_matrix, initializers, to_matrix
 from sparsify_onnx.placement import Placement, place
 from sparsify_onnx.preparation import ignored_nodes, own_constants, refuse_opset
 from sparsify_onnx.qdq import Weight, write_qdq
-from sparsify_onnx.ranges import Grid, choose_range, grid
+from sparsify_onnx.ranges import Grid, Range, choose_range, grid
 from sparsify_onnx.rounding import (
     LARGEST,
     bias_floor,
@@ -88,21 +89,24 @@ class QuantizationModifier(BaseModel):
         name = f"int8-{fingerprint(model.value, self.model_dump_json(), context)}"
         held = context.checkpoint.load(name)
         given = model.facts.get("weight_scales", {})
+        model = look_at_samples(model, context)
         solution = _solve(value, placement, self, context, shapes, given) if held is None else unpack(held)
         if held is None:
             context.checkpoint.save(name, pack(solution))
+        shares, warnings = check_ranges(value, solution.seen, solution.grids, context, shapes)
         _write_biases(value, placement, solution)
         written = write_qdq(value, place(value, ignored, shapes), solution.grids, solution.weights)
         tables = round_tables(written, {**placement.excluded, **dict.fromkeys(ignored, "ignored")})
         round_weights(written, [name for name, reason in placement.reasons.items() if reason == WEIGHT_ONLY], given)
         wide = [layer.name for layer in placement.layers if hessian_bytes(layer) > hessian_limit(context)]
-        notes = (*_notes(placement, wide if self.feedback else []), *tables.notes())
+        notes = (*_notes(placement, wide if self.feedback else []), *tables.notes(), *warnings)
         for line in notes:
             context.note(line)
         facts = {
             **model.facts,
             "quantized": {**placement.reasons, **tables.reasons},
             "excluded": dict(placement.excluded),
+            COVERAGE: {**model.facts[COVERAGE], **shares, "notes": [*model.facts[COVERAGE]["notes"], *warnings]},
             "notes": (*model.facts.get("notes", ()), *notes),
         }
         return Model("onnx", written, facts)
@@ -127,11 +131,13 @@ def _solve(
     free = {layer.name for layer in placement.layers} - given.keys()
     weights: dict[str, Weight] = {}
     grids: dict[str, Grid] = {}
+    seen: dict[str, Range] = {}
     layers = [layer for layer in placement.layers if layer.name in free] if options.feedback else ()
     for statistics in measure(model, placement.tensors, layers, context, shapes):
         if not grids:
             ranges = partial(choose_range, method=options.ranges, percentile=options.percentile)
             grids = {name: grid(ranges(histogram)) for name, histogram in statistics.histograms.items()}
+            seen = {name: histogram.bounds for name, histogram in statistics.histograms.items()}
             _keep_rounded(model, placement, grids, given, weights)
         due = [layer for layer in layers if layer.name in statistics.hessians]
         _round(model, placement, due, grids, options, statistics.hessians, weights)
@@ -143,7 +149,7 @@ def _solve(
         draft = write_qdq(draft, placement, grids, weights)
         for name, shift in measure_shifts(model, draft, placement, context, shapes).items():
             biases[name] = biases.get(name, np.float32(0)) + shift
-    return Solution(grids, weights, biases)
+    return Solution(grids, seen, weights, biases)
 
 
 def _keep_rounded(

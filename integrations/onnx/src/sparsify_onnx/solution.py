@@ -13,17 +13,18 @@ from sparsify import Context
 
 from sparsify_onnx.graph import Floats
 from sparsify_onnx.qdq import Weight
-from sparsify_onnx.ranges import Grid
+from sparsify_onnx.ranges import Grid, Range
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Hold grids by activation, weights by initializer, and biases by layer.
+    """Hold grids and the ranges that calibration saw by activation, weights by initializer, and biases by layer.
 
     The bias of a MatMul is what is added to the Add that follows it.
     """
 
     grids: Mapping[str, Grid]
+    seen: Mapping[str, Range]
     weights: Mapping[str, Weight]
     biases: Mapping[str, Floats]
 
@@ -42,6 +43,7 @@ def pack(solution: Solution) -> dict[str, NDArray[np.generic]]:
         "grids": np.array(list(solution.grids)),
         "scales": np.array([cell.scale for cell in solution.grids.values()], dtype=np.float32),
         "zero_points": np.array([cell.zero_point for cell in solution.grids.values()], dtype=np.uint8),
+        "seen": np.array([solution.seen[name] for name in solution.grids], dtype=np.float64).reshape(-1, 2),
         "axes": np.array([weight.axis for weight in solution.weights.values()], dtype=np.int64),
         "weights": np.array(list(solution.weights)),
     }
@@ -55,8 +57,10 @@ def unpack(arrays: Mapping[str, NDArray[np.generic]]) -> Solution:
     """Undo `pack`."""
     axes = [int(axis) for axis in arrays["axes"]]
     cells = [Grid(*cell) for cell in zip(arrays["scales"], arrays["zero_points"], strict=True)]
+    names = [str(name) for name in arrays["grids"]]
     return Solution(
-        {str(name): cell for name, cell in zip(arrays["grids"], cells, strict=True)},
+        dict(zip(names, cells, strict=True)),
+        {name: (float(low), float(high)) for name, (low, high) in zip(names, arrays["seen"], strict=True)},
         {
             str(name): Weight(
                 arrays[f"integers{index}"].astype(np.int8), arrays[f"scales{index}"].astype(np.float32), axes[index]
