@@ -61,7 +61,8 @@ def test_a_limit_below_what_the_model_needs_is_refused_with_the_least(tmp_path: 
     assert memory.fit(model, least + 10_000)[0] == free + 10_000
 
 
-def test_the_batch_shrinks_with_what_is_left_for_activations(tmp_path: Path) -> None:
+def test_the_batch_shrinks_with_what_is_left_for_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_resident", lambda: 100 << 20)  # whatever other tests have left in this process
     model = loaded(models.conv_net(), tmp_path)
     shapes = {name: (1000 * shape[0], *shape[1:]) for name, shape in model.facts["shapes"].items()}
     large = replace(model, facts={**model.facts, "shapes": shapes})
