@@ -263,8 +263,8 @@ def write_initializer(model: onnx.ModelProto, name: str, array: NDArray[Any]) ->
 
 
 def drop_unread(model: onnx.ModelProto, names: Collection[str]) -> None:
-    """Remove those of these initializers that no node reads."""
-    used = {name for node in model.graph.node for name in reads(node)}
+    """Remove those of these initializers that no node reads and that are no output."""
+    used = {name for node in model.graph.node for name in reads(node)} | {value.name for value in model.graph.output}
     for index in reversed([i for i, item in enumerate(model.graph.initializer) if item.name in set(names) - used]):
         del model.graph.initializer[index]
 

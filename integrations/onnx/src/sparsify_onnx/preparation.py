@@ -9,7 +9,7 @@ from difflib import get_close_matches
 import onnx
 from sparsify import RequestError
 
-from sparsify_onnx.graph import channel_axis, initializers, reads, weight_layers
+from sparsify_onnx.graph import channel_axis, drop_unread, initializers, reads, weight_layers
 from sparsify_onnx.placement import JOINING
 
 PER_CHANNEL_OPSET = 13
@@ -68,6 +68,7 @@ def own_constants(model: onnx.ModelProto) -> onnx.ModelProto:
         for number, node in enumerate(nodes):
             if node.name in roles or node.op_type in JOINING:
                 _rename(copy, node, name, f"{name}.{number}", held)
+    drop_unread(copy, readers)
     return copy
 
 

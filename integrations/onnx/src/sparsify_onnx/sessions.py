@@ -10,6 +10,7 @@ import onnxruntime as ort
 from onnx import TensorProto, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from sparsify_onnx.graph import reads
 from sparsify_onnx.storage import is_heavy, stub, tensor_bytes, without_initializers
 
 # ONNX Runtime's exceptions share no base below Exception, and each version adds some
@@ -57,8 +58,9 @@ def _options(threads: int) -> ort.SessionOptions:
 def _open(model: onnx.ModelProto, options: ort.SessionOptions, expose: Sequence[str]) -> ort.InferenceSession:
     """Hand the weights over beside the graph, one copy of them: as one message they would be held four times."""
     light, names, values = without_initializers(model), list[str](), list[ort.OrtValue]()
+    used = {name for node in model.graph.node for name in reads(node)}  # ONNX Runtime drops others before it looks
     for tensor in model.graph.initializer:
-        if is_heavy(tensor) and tensor.data_type in SHARED:
+        if is_heavy(tensor) and tensor.data_type in SHARED and tensor.name in used:
             light.graph.initializer.append(stub(tensor, "memory", 0, tensor_bytes(tensor)))
             names.append(tensor.name)
             values.append(ort.OrtValue.ortvalue_from_numpy(numpy_helper.to_array(tensor)))
