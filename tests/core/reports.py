@@ -111,7 +111,7 @@ EXPLAINED: dict[str, Any] = {
         "threshold": 0.5, "f1_at_threshold": 0.9,
     },
     "examples": [seen("cat/1.png", "dog"), {**seen("cat/2.png", "cat"), "image": None, "target": None}],
-    "coverage": {"unseen_range": 0.003, "saturation": 0.001, "notes": ["calibration samples are few"]},
+    "coverage": {"unseen_range": 0.003, "saturation": 0.001, "notes": ["8 calibration samples are too few"]},
     "allocation": {"cost": "time", "uniform": False},
 }  # fmt: skip
 OPTIONAL = [key for key in EXPLAINED if key not in METRICS]

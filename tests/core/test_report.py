@@ -242,3 +242,13 @@ def test_budgets_are_said_as_given() -> None:
 )  # fmt: skip
 def test_figures_in_words(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_what_is_wrong_with_calibration_is_a_warning_said_once() -> None:
+    (line,) = EXPLAINED["coverage"]["notes"]
+    metrics = {**EXPLAINED, "notes": [*EXPLAINED["notes"], line]}
+    page, text = render_html(metrics), render_markdown(metrics)
+    assert page.count(line) == text.count(line) == 1
+    assert f'<p class="warning">warning: {line}' in page
+    assert "0.3 % of the activations on selection samples are beyond the calibrated ranges" in page
+    assert "".join(f"warning: {line}".split()) in "".join(terminal(metrics, 100).split())

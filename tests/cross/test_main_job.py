@@ -68,6 +68,32 @@ def test_metrics_have_the_documented_keys(run: tuple[Path, dict[str, Any]]) -> N
     assert metrics["agreement"].keys() == {"top1", "cosine", "kl"}
 
 
+def test_confidence_and_examples_are_of_the_test_samples(run: tuple[Path, dict[str, Any]], digits: Digits) -> None:
+    folder, metrics = run
+    confidence = metrics["confidence"]
+    assert confidence["flips"] == pytest.approx(1 - metrics["agreement"]["top1"] / 100)
+    assert 0.9 < confidence["before"] < 1
+    assert abs(confidence["shift"]) <= confidence["shift_p95"] < 0.2
+    assert confidence["f1_at_threshold"] > 0.95
+    assert len(metrics["examples"]) == 8
+    for example in metrics["examples"]:
+        assert (digits[1] / example["key"]).is_file()
+        assert example["target"] == example["key"].split("/")[1]
+        assert example["image"].startswith("data:image/png;base64,")
+        assert example["image"] in (folder / "report.html").read_text()
+    changed = [example["before"]["label"] != example["after"]["label"] for example in metrics["examples"]]
+    assert changed == sorted(changed, reverse=True)
+    for file in (folder / "deployment").iterdir():
+        assert b"data:image" not in file.read_bytes(), "no sample is shipped"
+
+
+def test_calibration_covers_what_the_model_sees(run: tuple[Path, dict[str, Any]]) -> None:
+    coverage = run[1]["coverage"]
+    assert coverage["notes"] == []
+    assert 0 <= coverage["unseen_range"] < 0.001
+    assert 0 <= coverage["saturation"] < 0.005
+
+
 def test_the_digits_stay_readable_within_the_default_budget(run: tuple[Path, dict[str, Any]]) -> None:
     metrics = run[1]
     before, after = (metrics[side]["metrics"]["accuracy"] for side in ("baseline", "optimized"))

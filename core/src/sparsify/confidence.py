@@ -70,20 +70,17 @@ def show_examples(
         known = isinstance(number, int) and number < len(data.labels)
         return data.labels[number] if known else None if number is None else str(number)
 
-    shown = []
-    for key in choose_examples(predictions):
-        was, before, now, after = predictions[key]
+    def show(key: str, was: int, before: float, now: int, after: float) -> dict[str, Any]:
         image = b64encode(picture(replace(data, splits={"test": test}), key)) if picture else b""
-        shown.append(
-            {
-                "key": key,
-                "target": name(test.read(key).target),
-                "before": {"label": name(was), "score": before},
-                "after": {"label": name(now), "score": after},
-                "image": f"data:image/png;base64,{image.decode()}" if image else None,
-            }
-        )
-    return shown
+        return {
+            "key": key,
+            "target": name(test.read(key).target),
+            "before": {"label": name(was), "score": before},
+            "after": {"label": name(now), "score": after},
+            "image": f"data:image/png;base64,{image.decode()}" if image else None,
+        }
+
+    return [show(key, *predictions[key]) for key in choose_examples(predictions)]
 
 
 def choose_examples(predictions: Mapping[str, Prediction]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,16 +19,6 @@ Allocation = Literal["parameters", "macs", "time", "uniform"]
 Count = Annotated[int, Field(gt=0)]
 
 
-def _accepted_by(parse: Callable[..., Any], **options: Any) -> BeforeValidator:
-    """Keep text that a function can read, as it was given."""
-
-    def check(value: Any) -> str:
-        parse(str(value), **options)
-        return str(value)
-
-    return BeforeValidator(check)
-
-
 def _json(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
@@ -37,9 +27,10 @@ def _json(value: Any) -> Any:
 
 
 Level = Annotated[float, BeforeValidator(parse_level)]
-Budget = Annotated[str, _accepted_by(parse_budget, agreement=False)]
-Duration = Annotated[str, _accepted_by(parse_duration)]
-Memory = Annotated[str, _accepted_by(parse_memory)]
+Budget = Annotated[str, BeforeValidator(lambda value: parse_budget(value, agreement=False).given)]
+# these two stay as they were given
+Duration = Annotated[str, AfterValidator(lambda text: parse_duration(text) and text)]
+Memory = Annotated[str, AfterValidator(lambda text: parse_memory(text) and text)]
 Structure = Annotated[str, AfterValidator(parse_structure)]
 Json = Annotated[dict[str, Any], BeforeValidator(_json)]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]

@@ -59,10 +59,10 @@ def check_ranges(
 
     Lines say what is suspicious. The shares are None where there are no selection samples.
     """
-    beyond = dict.fromkeys(seen, Beyond())
-    for moment in watch(model, list(seen), spread(_unseen(context), COMPARED), context, shapes, "checking ranges"):
-        for name, array in moment.tensors.items():
-            beyond[name] += _count(array, seen[name], grids[name])
+    beyond, samples = dict.fromkeys(seen, Beyond()), spread(_unseen(context), COMPARED)
+    for moment in watch(model, list(seen), samples, context, shapes, "checking ranges") if samples.keys else ():
+        for name in seen:
+            beyond[name] += _count(moment.rows(name), seen[name], grids[name])
     total = sum(beyond.values(), Beyond())
     shares = {"unseen_range": total.share, "saturation": total.clipped / max(total.values, 1)}
     lines = list(_findings(seen, beyond, total))

@@ -23,8 +23,8 @@ CONSTANT = 0.2  # of the samples; none of the photos and digits is of one colour
 PIXELS = 8  # a side of a picture, at the least
 COLOURS = 4  # its channels, at most
 NEIGHBOURS = 0.4  # correlation; photos 0.79 to 0.97, digits of 8 x 8 pixels 0.67; noise 0 to 0.3 (shrunk to half)
-# standard deviation of the samples' means, that of all pixels being 1: photos 0.44 to 0.50, digits 0.085 (centred, of one
-# pen), noise enlarged from 32 x 32 pixels 0.03; below EVENED samples were standardised one by one
+# standard deviation of the samples' means, that of all pixels being 1: photos 0.44 to 0.50, digits 0.085 (centred, all
+# of one pen), noise enlarged from 32 x 32 pixels 0.03; below EVENED samples were standardised one by one
 SPREAD, EVENED = 0.05, 0.001
 SHIFT, SCALE = 1.0, 2.0  # mean and deviation against the selection samples'; photos against CIFAR: 0.03 and 1.2
 
@@ -177,6 +177,6 @@ def _moved(name: str, moments: Moments, unseen: Moments) -> Iterator[str]:
         worst = int(np.argmax(np.maximum(shift / SHIFT, np.abs(np.log2(ratio)))))
         sides = [f"{side.mean[worst]:.3g} ± {side.deviation[worst]:.3g}" for side in (moments, unseen)]
         yield (
-            f"calibration samples are of another scale than selection samples: '{name}' has {sides[0]}, not {sides[1]}: "
-            "take both from one source, prepared alike"
+            f"calibration samples are of another scale than selection samples: '{name}' has {sides[0]}, not "
+            f"{sides[1]}: take both from one source, prepared alike"
         )
