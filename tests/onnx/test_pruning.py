@@ -272,9 +272,9 @@ def test_dead_inputs_go_first_and_are_noted() -> None:
     write_initializer(dense, "bn1.beta", np.where(np.arange(8) < 4, -100, 0).astype(np.float32))
     notes: list[str] = []
     pruned = prune(dense, context(dense, note=notes.append), sparsity=0.5)
-    assert notes == [
+    assert notes[-1] == (
         "36 inputs of 1 layers are zero on every calibration sample, most of them in middle: their weights went first"
-    ]
+    )
     matrix = matrices(pruned)["middle"].reshape(16, 9, 8)
     assert stem.reason == "first layer"
     assert not matrix[:, :, :4].any()

@@ -15,7 +15,7 @@ from sparsify_onnx.drift import spread
 from sparsify_onnx.inspection import inspect, suspicions
 from sparsify_onnx.ranges import LEVELS, Grid, Range
 
-COVERAGE = "coverage"  # of a model's facts
+COVERAGE = "coverage"  # of a model's facts, and of a checkpoint
 LOOKED_AT = 256  # calibration samples: enough to tell shares of a tenth
 COMPARED = 32  # selection samples: millions of activations
 # of the activations: calibrated on 512 to 4 of its own samples, a ResNet-20 on CIFAR has 0.0001 to 0.04 % beyond and
@@ -46,7 +46,12 @@ def look_at_samples(model: Model, context: Context) -> Model:
     """Return the model with what is wrong with the calibration samples among its facts, and tell it; once a recipe."""
     if COVERAGE in model.facts:
         return model
-    lines = list(suspicions(inspect(context.calibration, LOOKED_AT), inspect(_unseen(context), COMPARED)))
+    held = context.checkpoint.load(COVERAGE)
+    if held is None:
+        found = suspicions(inspect(context.calibration, LOOKED_AT), inspect(_unseen(context), COMPARED))
+        held = {"lines": np.array(list(found), dtype=np.str_)}
+        context.checkpoint.save(COVERAGE, held)
+    lines = [str(line) for line in held["lines"]]
     for line in lines:
         context.note(line)
     return replace(model, facts={**model.facts, COVERAGE: {"unseen_range": None, "saturation": None, "notes": lines}})
