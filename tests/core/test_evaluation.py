@@ -165,6 +165,27 @@ def test_maps_have_their_classes_on_axis_one() -> None:
     assert evaluate_pair(Constant(y=old), Constant(y=new), dataset, ()).agreement["top1"] == 75.0
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["yolov8", "yolov5"])
+def test_boxes_and_scores_in_one_array_are_no_classes(turned: bool) -> None:
+    """Neither places nor coordinates are classes; and boxes of hundreds of pixels must not hide ruined scores."""
+    generator = np.random.default_rng(0)
+    old = np.concatenate([640 * generator.random((1, 4, 300)), generator.random((1, 20, 300)) ** 8], axis=1)
+    noisy = old * (1 + 1e-3 * generator.normal(size=old.shape))
+    noisy[:, 4:] = noisy[:, 4:].clip(0, 1)
+    ruined = old.copy()
+    ruined[:, 4:] = generator.permuted(old[:, 4:], axis=2)
+    dataset, *_ = problem(1)
+    found = [
+        evaluate_pair(*(Constant(y=side.swapaxes(1, 2) if turned else side) for side in (old, new)), dataset, ())
+        for new in (noisy, ruined)
+    ]
+    assert [pair.agreement["top1"] for pair in found] == [None, None]
+    assert found[0].agreement["cosine"] == pytest.approx(1, abs=1e-4)
+    parts = [(old[0, part] * ruined[0, part]).sum() / (old[0, part] ** 2).sum() for part in (np.s_[:4], np.s_[4:])]
+    assert found[1].agreement["cosine"] == pytest.approx(np.mean(parts), rel=1e-6)
+    assert found[1].agreement["cosine"] < 0.8
+
+
 def test_tokens_have_their_classes_on_the_last_axis() -> None:
     old = np.eye(5, dtype=np.float32)[None, :4]
     new = old.copy()

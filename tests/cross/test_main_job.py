@@ -196,6 +196,21 @@ def test_level_zero_is_the_baseline(sparsify: Call, digits: Digits, tmp_path: Pa
     assert metrics["agreement"]["top1"] == 100
 
 
+def test_sizes_count_weights_kept_beside_the_graph(sparsify: Call, digits: Digits, tmp_path: Path) -> None:
+    """PyTorch's newer exporter writes them so; without them a model would look as if it had grown."""
+    model, data = digits
+    split = tmp_path / "split.onnx"
+    onnx.save(onnx.load(model), split, save_as_external_data=True, location="split.onnx.data", size_threshold=0)
+    done = sparsify(
+        "run", "one-shot", "--use-case", "ic", "--model", split, "--data", data, "--optim-level", "0",
+        "--output", tmp_path / "run", "--json", "--quiet",
+    )  # fmt: skip
+    metrics = json.loads(done.out)
+    assert metrics["baseline"]["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("split.onnx*"))
+    assert metrics["compression"] == pytest.approx(1, abs=0.05)
+    assert metrics["baseline"]["compressed_bytes"] == pytest.approx(metrics["optimized"]["compressed_bytes"], rel=0.05)
+
+
 def test_wrong_preprocessing_is_caught_before_anything_changes(sparsify: Call, digits: Digits, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.json"
     wrong.write_text(json.dumps({"schema": 1, "divide_by": 255, "mean": [900.0], "std": [0.001]}))

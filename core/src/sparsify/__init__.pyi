@@ -28,5 +28,6 @@ from sparsify.report_pages import figures as figures
 from sparsify.search import Search as Search
 from sparsify.talk import Talk as Talk
 from sparsify.timing import Candidate as Candidate
+from sparsify.timing import gzip_size as gzip_size
 from sparsify.timing import time_interleaved as time_interleaved
 from sparsify.timing import time_ratio as time_ratio

@@ -21,7 +21,8 @@ def observe_agreement(baseline: Arrays, candidate: Arrays) -> Records:
 
     top1: share of positions with the same largest class. cosine: of the flattened outputs. kl: mean KL(baseline ‖
     candidate) in nats of the softmax over classes, or of the outputs themselves where they are probabilities already.
-    Classes lie on the last axis, from rank 4 on axis 1. Integers are compared as ids. Where outputs have one value a
+    Classes lie on the last axis, from rank 4 on axis 1. A detector's boxes and scores in one array have no classes:
+    their cosine is the mean of the boxes' and the scores'. Integers are compared as ids. Where outputs have one value a
     sample, as in regression, there is only `values`: (baseline, candidate). Raises StageError where the two models
     share no numeric output.
     """
@@ -30,7 +31,8 @@ def observe_agreement(baseline: Arrays, candidate: Arrays) -> Records:
     found: Records = defaultdict(list)
     for name in _shared(baseline, candidate):
         # one sample at a time: the logarithms of a whole batch of segmentation maps would take gigabytes
-        rows = [_compare(*pair) for pair in zip(baseline[name], candidate[name], strict=True)]
+        scores = _detector_scores(baseline[name][0])
+        rows = [_compare(*pair, scores) for pair in zip(baseline[name], candidate[name], strict=True)]
         for measure in rows[0]:
             found[measure].append([row[measure] for row in rows])
     values = found.pop("values", [])
@@ -73,7 +75,22 @@ def _shared(baseline: Arrays, candidate: Arrays) -> list[str]:
     return shared
 
 
-def _compare(before: Array, after: Array) -> dict[str, Any]:
+def _detector_scores(output: Array) -> Array | None:
+    """Mark the scores in one sample's output that holds boxes in pixels too, as YOLO's (84, 8400) or (25200, 85).
+
+    The channels are the shorter axis. Of logits or embeddings none stays within 0 and 1 at every place.
+    """
+    import numpy as np
+
+    if output.ndim != 2 or output.dtype.kind != "f" or min(output.shape) < 5:
+        return None
+    places = int(np.argmax(output.shape))
+    scores = ((output >= 0) & (output <= 1)).all(axis=places, keepdims=True)
+    mixed = scores.any() and abs(np.delete(output, scores.ravel(), 1 - places)).max(initial=0.0) > 2
+    return np.broadcast_to(scores, output.shape) if mixed else None
+
+
+def _compare(before: Array, after: Array, scores: Array | None) -> dict[str, Any]:
     """Compare one output of one sample."""
     import numpy as np
 
@@ -82,6 +99,8 @@ def _compare(before: Array, after: Array) -> dict[str, Any]:
     if before.size == 1:
         return {"values": (before.item(), after.item())}
     old, new = before.astype(np.float64), after.astype(np.float64)
+    if scores is not None:
+        return {"cosine": np.mean([_cosine(old[part], new[part]) for part in (scores, ~scores)])}
     if old.ndim >= 3:
         old, new = np.moveaxis(old, 0, -1), np.moveaxis(new, 0, -1)
     found = {"cosine": _cosine(old.ravel(), new.ravel())}

@@ -27,7 +27,7 @@ RECORDS: Mapping[str, tuple[type[Any], Mapping[str, str]]] = {
     "dataset_loaders": (DatasetLoader, {"recognises": "path", "load": "request"}),
     "model_loaders": (
         ModelFormat, {"load": "path", "save": "model path", "describe": "model",
-                      "compare": "reference candidate dataset batch_size score"},
+                      "compare": "reference candidate dataset batch_size score", "fit": "model limit", "files": "path"},
     ),
     "recipe_generators": (RecipeGenerator, {"write": "experiment description", "rescue": "search recipe"}),
     "evaluators": (Metric, {"observe": "outputs targets", "reduce": "records"}),

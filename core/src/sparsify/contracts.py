@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -81,6 +81,7 @@ class ModelFormat:
     the share of its input's values beyond its grid, `ms_before`, `ms_after`, and by score(model), which gives `points`
     lost and `kl`, `drop_if_alone` and `kl_if_alone`. fit(model, limit) says what a limit on the process leaves: the
     bytes that a modifier may work with, and how many samples to run at once; raises RequestError for too low a one.
+    files(path) lists the files that a model consists of, where it is more than one.
     """
 
     load: Callable[[Path], Model]
@@ -88,6 +89,7 @@ class ModelFormat:
     describe: Callable[[Model], Description]
     compare: Callable[[Model, Model, Dataset, int, Score | None], Mapping[str, Mapping[str, float]]]
     fit: Callable[[Model, int], tuple[int, int]] = lambda model, limit: (limit, 1)
+    files: Callable[[Path], Sequence[Path]] = lambda path: (path,)
 
 
 @dataclass(frozen=True)
@@ -218,14 +220,9 @@ class RecipeGenerator:
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
-@contextmanager
-def silent(label: str, total: int) -> Iterator[Callable[[], None]]:
+def silent(label: str, total: int) -> AbstractContextManager[Callable[[], None]]:
     """Show no progress."""
-    yield lambda: None
-
-
-def _unheard(line: str) -> None:
-    """Drop a note."""
+    return nullcontext(lambda: None)
 
 
 @dataclass(frozen=True)
@@ -246,4 +243,4 @@ class Context:
     checkpoint: Checkpoint = field(default_factory=NoCheckpoint)
     kept: Checkpoint = field(default_factory=NoCheckpoint)
     progress: Progress = silent
-    note: Callable[[str], None] = _unheard
+    note: Callable[[str], None] = lambda line: None

@@ -44,9 +44,7 @@ class Budget:
 
     def resolved(self, baseline: float) -> float | None:
         """Turn a relative budget into points of this baseline."""
-        if self.given.endswith("%") and self.points is not None:
-            return self.points / 100 * abs(baseline)
-        return self.points
+        return self.points / 100 * abs(baseline) if self.points and self.given.endswith("%") else self.points
 
 
 def parse_budget(value: str | None, *, agreement: bool) -> Budget:

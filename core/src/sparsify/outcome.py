@@ -57,8 +57,9 @@ def build_metrics(
     points, slower = budget.resolved(score), ratio.low > SLOWER
     verified = loaded.splits.verified and not near_chance(pair.baseline, loaded.data, plan.metrics)
     verdict = judge(changed=bool(recipe.steps), verified=verified, drop=drop, budget=points, slower=slower)
-    before = _side(plan.model_path, "baseline", {deciding: score}, pair.baseline, measured, loaded)
-    after = _side(artefact, "optimized", {deciding: new_score}, pair.candidate, measured, loaded)
+    files = plan.model_format.files
+    before = _side(files(plan.model_path), "baseline", {deciding: score}, measured, loaded)
+    after = _side(files(artefact), "optimized", {deciding: new_score}, measured, loaded)
     return {
         "schema": 1,
         "kind": asked.kind,
@@ -137,13 +138,14 @@ def near_chance(baseline: Evaluation, data: Data, metrics: Sequence[Metric]) -> 
 
 
 def _side(
-    path: Path, name: str, deciding: Mapping[str, float], evaluation: Evaluation, measured: Measured, loaded: Loaded
+    files: Sequence[Path], name: str, deciding: Mapping[str, float], measured: Measured, loaded: Loaded
 ) -> dict[str, Any]:
+    evaluation = measured.pair.baseline if name == "baseline" else measured.pair.candidate
     values, computing = {**deciding, **evaluation.values}, loaded.description.computing
     return {
-        "model": str(path),
-        "bytes": path.stat().st_size,
-        "compressed_bytes": gzip_size(path),
+        "model": str(files[0]),
+        "bytes": sum(file.stat().st_size for file in files),
+        "compressed_bytes": gzip_size(*files),
         "metrics": {metric: round(value, 4) for metric, value in values.items()},
         "intervals": {metric: [round(bound, 4) for bound in pair] for metric, pair in evaluation.intervals.items()},
         "latency": {runtime: _latency(both[name], computing) for runtime, both in measured.timings.items()},
@@ -151,12 +153,9 @@ def _side(
 
 
 def _latency(timing: Timing, computing: int) -> dict[str, Any]:
+    shown = ("batch", "threads", "p50_ms", "p95_ms", "throughput")
     return {
-        "batch": timing.batch,
-        "threads": timing.threads,
-        "p50_ms": round(timing.p50_ms, 4),
-        "p95_ms": round(timing.p95_ms, 4),
-        "throughput": round(timing.throughput, 2),
+        **{name: round(getattr(timing, name), 4) for name in shown},
         "precision": timing.facts.get("precision"),
         "int8_executed": timing.facts.get("int8_executed"),
         "of": computing,

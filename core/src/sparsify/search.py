@@ -79,7 +79,7 @@ class Search:
             "budget": np.inf if budget is None else budget,
             "kl": -1.0 if kl is None else kl,
             "ms": times["optimized"].p50_ms,
-            "compressed_bytes": gzip_size(path),
+            "compressed_bytes": gzip_size(*plan.model_format.files(path)),
             "sparsity": sparsity_of(plan.model_format.describe(model)),
         }
         return {figure: np.array(value) for figure, value in figures.items()}

@@ -12,12 +12,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from sparsify import Layer, Model
+from sparsify import Layer, Model, gzip_size
 
 from sparsify_onnx.describe import describe
 from sparsify_onnx.loader import opset_of, read
 from sparsify_onnx.shapes import measure_shapes
-from sparsify_onnx.storage import file_sizes, model_files
+from sparsify_onnx.storage import model_files
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 PLAIN_WIDTH = 160  # of a table that goes into a file or a pipe
@@ -42,14 +42,14 @@ def examine(path: Path) -> dict[str, Any]:
     opset = opset_of(value, path)
     shapes = measure_shapes(value)
     description = describe(Model("onnx", value, {"shapes": shapes.tensors}))
-    plain, packed = file_sizes(model_files(path))
+    files = model_files(path)
     eligible = [layer for layer in description.layers if layer.eligible]
     return {
         "schema": 1,
         "model": str(path),
         "opset": opset,
-        "bytes": plain,
-        "compressed_bytes": packed,
+        "bytes": sum(file.stat().st_size for file in files),
+        "compressed_bytes": gzip_size(*files),
         "parameters": description.parameters,
         "zeros": description.zeros,
         "sparsity_file": _share(description.zeros, description.parameters),

@@ -15,7 +15,7 @@ from sparsify_onnx.describe import describe
 from sparsify_onnx.layer_times import layer_times
 from sparsify_onnx.loader import common_ir, load
 from sparsify_onnx.memory import fit
-from sparsify_onnx.storage import write_atomic
+from sparsify_onnx.storage import model_files, write_atomic
 
 ALONE_S = 20.0  # what is not measured by then stays unknown
 
@@ -62,4 +62,4 @@ def losses_alone(
     return found
 
 
-FORMAT = ModelFormat(load=load, save=save, describe=describe, compare=examine, fit=fit)
+FORMAT = ModelFormat(load=load, save=save, describe=describe, compare=examine, fit=fit, files=model_files)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -18,7 +17,6 @@ from sparsify_onnx.graph import walk
 EXTERNAL_BYTES = 1_500_000_000  # above this the weights go into a file of their own
 ALIGNMENT = 4096  # pages, so that runtimes may map the file
 SMALL_BYTES = 1024  # tensors below stay in the model file
-CHUNK = 1 << 20
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -221,16 +219,3 @@ def _put(message: onnx.GraphProto | onnx.ModelProto, name: str, value: object) -
         setattr(message, name, value)
     else:
         getattr(message, name).MergeFrom(value)
-
-
-def file_sizes(paths: tuple[Path, ...]) -> tuple[int, int]:
-    """Return the bytes of these files, and what gzip -9 makes of them; streamed."""
-    plain = packed = 0
-    for path in paths:
-        squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
-        with path.open("rb") as file:
-            while block := file.read(CHUNK):
-                plain += len(block)
-                packed += len(squeeze.compress(block))
-        packed += len(squeeze.flush())
-    return plain, packed
