@@ -162,7 +162,10 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 
 def test_ctrl_c_says_how_to_go_on(digits: Digits, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    process = subprocess.Popen(command(digits, output), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(digits, output), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background starts without
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline and not (output / ".state").exists():
         time.sleep(0.02)
