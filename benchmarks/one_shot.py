@@ -135,10 +135,7 @@ def resnet20_float(bench: Bench) -> None:
 
 def squeezenet(bench: Bench) -> None:
     """Print SqueezeNet on ImageNet photos."""
-    photos, model = bench.data / "imagenet-sample", bench.models / "squeezenet1_1.onnx"
-    train, classes = bench.data / "imagenette-small" / "train", photos / "synset_order.txt"
-    case = Case("SqueezeNet 1.1, ImageNet photos", model, train, photos / "val", 256, class_list=classes)
-    compare(bench, case, Level(0.2), Level(0.5, "2.0"), Level(0.5, "none", "uniform"))
+    compare(bench, squeezenet_case(bench), Level(0.2), Level(0.5, "2.0"), Level(0.5, "none", "uniform"))
 
 
 def mobilenet(bench: Bench) -> None:
@@ -152,17 +149,27 @@ def mobilenet(bench: Bench) -> None:
 
 def minilm(bench: Bench) -> None:
     """Print MiniLM on SST-2."""
-    model, samples = bench.models / "minilm_sst2.onnx", bench.models / "sst2-npz"
-    case = Case(
-        "MiniLM-L6, SST-2, 128 tokens", model, samples / "train", samples / "val", 256, "custom:sst2", "npz", None, True
-    )
-    compare(bench, case, Level(0.2), Level(0.5))
+    compare(bench, minilm_case(bench), Level(0.2), Level(0.5))
 
 
 def resnet20_case(bench: Bench) -> Case:
     """Return the shared model and its data."""
     cifar, model = cifar10(bench), bench.data / "models" / "resnet20_cifar10jpg.onnx"
     return Case("ResNet-20, CIFAR-10 as JPEG", model, cifar / "train", cifar / "val", 1000)
+
+
+def squeezenet_case(bench: Bench) -> Case:
+    """Return the exported model, photos of ten classes to calibrate on, and photos of a thousand to test on."""
+    photos, model = bench.data / "imagenet-sample", bench.models / "squeezenet1_1.onnx"
+    train, classes = bench.data / "imagenette-small" / "train", photos / "synset_order.txt"
+    return Case("SqueezeNet 1.1, ImageNet photos", model, train, photos / "val", 256, class_list=classes)
+
+
+def minilm_case(bench: Bench) -> Case:
+    """Return the trained encoder and its tokens."""
+    model, samples = bench.models / "minilm_sst2.onnx", bench.models / "sst2-npz"
+    train, val = samples / "train", samples / "val"
+    return Case("MiniLM-L6, SST-2, 128 tokens", model, train, val, 256, "custom:sst2", "npz", None, True)
 
 
 def cifar10(bench: Bench) -> Path:
