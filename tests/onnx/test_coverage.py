@@ -111,7 +111,9 @@ def test_few_samples_are_said(count: int, few: str) -> None:
     assert said(photos(count)) == [f"{few} too few for ranges to rely on: {fix}"]
 
 
-@pytest.mark.parametrize("change", [lambda x: 255 * x, lambda x: 0.2 * x + 0.5, lambda x: x + 3], ids=["bytes", "narrower", "shifted"])
+@pytest.mark.parametrize(
+    "change", [lambda x: 255 * x, lambda x: 0.2 * x + 0.5, lambda x: x + 3], ids=["bytes", "narrower", "shifted"]
+)
 def test_another_scale_is_named(change: Callable[[Array], Array]) -> None:
     (line,) = said([change(picture) for picture in photos(64)], photos(64, 1))
     assert line.startswith("calibration samples are of another scale than selection samples: 'input' has ")

@@ -28,7 +28,7 @@ from sparsify_onnx.layer_times import layer_times
 from sparsify_onnx.layerwise import solve
 from sparsify_onnx.macs import count_macs
 from sparsify_onnx.masks import Structure, choose
-from sparsify_onnx.sparsegpt import sparsegpt
+from sparsify_onnx.sparsegpt import sweep
 
 KNOTS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96)  # sparsities at which a layer's error is measured
 OPTIONS = np.round(np.arange(0.0, 0.9801, 0.01), 2)  # sparsities that a layer may get
@@ -44,7 +44,7 @@ def allocate(
     """Spread the sparsity that `options` give every layer: it holds over the summed cost, and outputs drift least.
 
     cost: `parameters`, `macs`, or `time`, the layers' measured latency. What the model of additive errors proposes is
-    tried by solving, beside the uniform spread and the middle of both, and the best of the three is taken.
+    tried by solving, then half of it, then the uniform spread, as long as the next is better.
     """
     held = context.checkpoint.load("allocation")
     if held is None:
@@ -96,9 +96,14 @@ def _best(
     keys = context.calibration.keys
     trial = replace(context, calibration=spread(context.calibration.take(keys[::2]), TRIAL), checkpoint=NoCheckpoint())
     drift = drift_from(model, spread(context.calibration.take(keys[1::2] or keys), TRIAL), context)
-    candidates = [dict(zip(names, even + share * (proposed - even), strict=True)) for share in (0.0, 0.5, 1.0)]
-    errors = [drift(solve(model, layers, replace(options.hasty(), sparsity=shares), trial)[0]) for shares in candidates]
-    return candidates[int(np.argmin(errors))]
+    best, least = dict.fromkeys(names, even), np.inf
+    for share in (1.0, 0.5, 0.0):  # where less of the spread is worse, none of it is worse still
+        shares = dict(zip(names, even + share * (proposed - even), strict=True))
+        error = drift(solve(model, layers, replace(options.hasty(), sparsity=shares), trial)[0])
+        if error > least:
+            break
+        best, least = shares, error
+    return best
 
 
 def output_curves(
@@ -152,12 +157,10 @@ def _errors(
     for index, hessian in enumerate(hessians):
         part = slice(index * rows, (index + 1) * rows)
         problem = damped_problem(hessian, weights[part].astype(np.float64), DAMPENING)
-        for place, knot in enumerate(KNOTS):
-            zeros = structure.zeros(knot, problem.target.size)
-            pruned, _ = sparsegpt(problem, pattern, zeros, problem.target == 0)
-            totals[place] += problem.excess(pruned)
-            if place == kept:
-                weights[part] = pruned
+        counts = [structure.zeros(knot, problem.target.size) for knot in KNOTS]
+        swept = sweep(problem, pattern, counts, problem.target == 0)
+        totals += [problem.excess(pruned) for pruned, _ in swept]
+        weights[part] = swept[kept][0]
     return np.maximum.accumulate(totals), weights
 
 

@@ -20,6 +20,7 @@ from sparsify_onnx.joint import Options, group_slices, layer_pattern, sparsity_o
 from sparsify_onnx.layerwise import Pruned, finite_matrix, solve
 from sparsify_onnx.masks import Structure, choose, parse_structure
 from sparsify_onnx.targets import PRUNABLE, as_names, select_layers
+from sparsify_onnx.threads import solver_threads
 
 
 def _structure(text: str) -> str:
@@ -99,19 +100,26 @@ class SparseGPTModifier(BaseModel):
         model = look_at_samples(model, context)
         _note_structure(structure, self.mask_structure, self.sparsity, context)
         options = self._options(structure, {layer.name: self.sparsity for layer in layers}, model)
-        if self.allocation != "uniform" and not structure.keep and len(layers) > 1:
-            shapes = model.facts.get("shapes", {})
-            options = replace(
-                options, sparsity=allocate(model.value, layers, options, self.allocation, context, shapes)
-            )
-        options = replace(options, sparsity={**options.sparsity, **self.layer_sparsity})
-        pruned, found = solve(model.value, layers, options, context)
+        with solver_threads(context.threads):
+            pruned, found = self._solve(model, layers, options, context)
         _note_dead(found, context)
         scales = {name: outcome.scales for name, outcome in found.items() if outcome.scales is not None}
         result = _result(model, pruned, found)
         return replace(
             result, facts={**result.facts, "weight_scales": {**model.facts.get("weight_scales", {}), **scales}}
         )
+
+    def _solve(
+        self, model: Model, layers: Sequence[WeightLayer], options: Options, context: Context
+    ) -> tuple[onnx.ModelProto, dict[str, Pruned]]:
+        """Spread the sparsity where asked to, and prune."""
+        if self.allocation != "uniform" and not options.structure.keep and len(layers) > 1:
+            shapes = model.facts.get("shapes", {})
+            options = replace(
+                options, sparsity=allocate(model.value, layers, options, self.allocation, context, shapes)
+            )
+        options = replace(options, sparsity={**options.sparsity, **self.layer_sparsity})
+        return solve(model.value, layers, options, context)
 
     def _options(self, structure: Structure, sparsity: Mapping[str, float], model: Model) -> Options:
         return Options(

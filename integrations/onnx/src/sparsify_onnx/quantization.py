@@ -37,6 +37,7 @@ from sparsify_onnx.rounding import (
 from sparsify_onnx.solution import Solution, fingerprint, pack, unpack
 from sparsify_onnx.tables import round_tables
 from sparsify_onnx.targets import as_names
+from sparsify_onnx.threads import solver_threads
 from sparsify_onnx.turning import turn_products
 from sparsify_onnx.weight_only import WEIGHT_ONLY, round_weights
 
@@ -90,9 +91,12 @@ class QuantizationModifier(BaseModel):
         held = context.checkpoint.load(name)
         given = model.facts.get("weight_scales", {})
         model = look_at_samples(model, context)
-        solution = _solve(value, placement, self, context, shapes, given) if held is None else unpack(held)
         if held is None:
+            with solver_threads(context.threads):
+                solution = _solve(value, placement, self, context, shapes, given)
             context.checkpoint.save(name, pack(solution))
+        else:
+            solution = unpack(held)
         shares, warnings = check_ranges(value, solution.seen, solution.grids, context, shapes)
         _write_biases(value, placement, solution)
         written = write_qdq(value, place(value, ignored, shapes), solution.grids, solution.weights)

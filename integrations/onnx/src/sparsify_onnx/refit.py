@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg.lapack import get_lapack_funcs
 
 from sparsify_onnx.hessian import WIDE, Matrix, Problem
 from sparsify_onnx.masks import Mask
@@ -22,10 +23,12 @@ def refit(problem: Problem, mask: Mask, start: Matrix) -> Matrix:
 
 def _solve_rows(hessian: Matrix, wanted: Matrix, mask: Mask, start: Matrix) -> Matrix:
     found = np.zeros_like(start)
+    (posv,) = get_lapack_funcs(("posv",), (hessian,))
     for row, kept in enumerate(mask):
         places = np.flatnonzero(kept)
         if len(places):
-            found[row, places] = np.linalg.solve(hessian[np.ix_(places, places)], wanted[row, places])
+            _, solved, problem = posv(hessian[places[:, None], places], wanted[row, places], lower=1, overwrite_a=1)
+            found[row, places] = start[row, places] if problem else solved
     return found
 
 

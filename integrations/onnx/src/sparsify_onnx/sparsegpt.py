@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from sparsify_onnx.hessian import WIDE, Matrix, Problem
+from sparsify_onnx.hessian import Matrix, Problem
 from sparsify_onnx.masks import Mask, Pattern, choose
 from sparsify_onnx.refit import refit
 from sparsify_onnx.symmetric import BLOCK, Floating, inverse_factor, invert
 
 TIES = (0.03, 3.0)  # of the Hessian's unit diagonal; measured on ResNet-20, flat around it
-ALPS_FLOPS = 400_000_000_000  # about ten seconds of one core a layer; the widest take more
+STRETCH = 16  # columns whose errors reach the rest of a block in one product
+ALPS_FLOPS = 200_000_000_000  # two or three seconds of two cores a layer; the widest take more
 
 
 def sparsegpt(
@@ -24,24 +25,46 @@ def sparsegpt(
     The loss of zeroing a weight is w² / [H⁻¹]ⱼⱼ (Frantar & Alistarh 2022, optimal brain compression). Weights where
     `fixed` is set are zero already and stay so.
     """
+    ((weights, mask),) = sweep(problem, pattern, [zeros], fixed, block_size)
+    return weights, mask
+
+
+def sweep(
+    problem: Problem, pattern: Pattern, counts: Sequence[int], fixed: Mask, block_size: int = 128
+) -> list[tuple[Matrix, Mask]]:
+    """Run `sparsegpt` for several counts of zeros at once: they share the factor, and the walk over the columns."""
     factor = inverse_factor(np.ascontiguousarray(problem.hessian[::-1, ::-1]))
     if factor is None:
         raise ValueError("a damped Hessian is not positive definite")  # posing it has shown that it is
-    weights, mask = problem.target.copy(), np.ones(problem.target.shape, dtype=np.bool_)
+    rows = len(problem.target)
+    weights = np.tile(problem.target.T, len(counts))  # columns lie in rows: they are what is walked over
+    mask = np.ones(weights.shape, dtype=np.bool_)
     cuts = edges(pattern, block_size)
     for start, stop in pairwise(cuts):
-        block, upper = weights[:, start:stop], factor[start:stop, start:stop]
-        scores = np.where(fixed[:, start:stop], -1.0, np.square(block / np.diag(upper)))
-        due = round(zeros * stop / cuts[-1]) - round(zeros * start / cuts[-1])
-        mask[:, start:stop] = choose(pattern[start:stop], scores, due) & ~fixed[:, start:stop]
-        errors = np.zeros_like(block)
-        for column in range(stop - start):
-            kept = np.where(mask[:, start + column], block[:, column], 0.0)
-            errors[:, column] = (block[:, column] - kept) / upper[column, column]
-            block[:, column] = kept
-            block[:, column + 1 :] -= np.outer(errors[:, column], upper[column, column + 1 :])
-        weights[:, stop:] -= errors @ factor[start:stop, stop:]
-    return weights, mask
+        block, upper = weights[start:stop], factor[start:stop, start:stop]
+        for copy, zeros in enumerate(counts):
+            mine, bound = slice(copy * rows, (copy + 1) * rows), fixed[:, start:stop]
+            scores = np.where(bound, -1.0, np.square(block[:, mine].T / np.diag(upper)))
+            due = round(zeros * stop / cuts[-1]) - round(zeros * start / cuts[-1])
+            mask[start:stop, mine] = (choose(pattern[start:stop], scores, due) & ~bound).T
+        errors = _zero(block, mask[start:stop], upper)
+        weights[stop:] -= factor[start:stop, stop:].T @ errors
+    swept, kept = np.ascontiguousarray(weights.T), np.ascontiguousarray(mask.T)
+    return list(zip(np.split(swept, len(counts)), np.split(kept, len(counts)), strict=True))
+
+
+def _zero(block: Matrix, mask: Mask, upper: Matrix) -> Matrix:
+    """Zero what the mask leaves out of a block, column by column; returns what later columns have to make up for."""
+    errors = np.zeros_like(block)
+    for first in range(0, len(block), STRETCH):
+        last = min(first + STRETCH, len(block))
+        for column in range(first, last):
+            kept = np.where(mask[column], block[column], 0.0)
+            errors[column] = (block[column] - kept) / upper[column, column]
+            block[column] = kept
+            block[column + 1 : last] -= np.outer(upper[column, column + 1 : last], errors[column])
+        block[last:] -= upper[first:last, last:].T @ errors[first:last]
+    return errors
 
 
 def edges(pattern: Pattern, block_size: int) -> list[int]:
@@ -60,7 +83,7 @@ def alps(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, start: Mat
     Alternates between least-squares weights and their best masked copy, and ties the two ever closer, so that early
     choices can be taken back: after refitting, the error is 0.3 to 0.8 of that of SparseGPT's mask on ResNet-20.
     """
-    kind: type[np.floating[Any]] = np.float32 if start.shape[1] > WIDE else np.float64
+    kind = np.float32  # enough for a choice: the weights are refitted after it
     scale = np.sqrt(np.diag(problem.hessian))
     hessian = np.empty(problem.hessian.shape, dtype=kind)
     wanted: Floating = (problem.target * scale).astype(kind) @ _scaled(problem.hessian, scale, hessian)
