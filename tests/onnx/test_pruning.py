@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,20 @@ def test_a_killed_run_resumes_to_the_same_bytes(family: str) -> None:
         memory.lives = saves - lives
         assert prune(dense, context(dense, checkpoint=memory)).SerializeToString() == undisturbed
     assert memory.lives == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"allocation": "parameters", "round_weights": True}], ids=["plain", "all"])
+def test_the_order_of_the_samples_changes_nothing(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    """Which rows of a sample count depends on its place among them: samples are taken by name."""
+    monkeypatch.setattr(layerwise, "ROWS_PER_SAMPLE", 2)
+    monkeypatch.setattr(layerwise, "ROWS_PER_COLUMN", 1)
+    dense = models.fire_net()
+    given = context(dense)
+    turned = replace(given, calibration=given.calibration.take(given.calibration.keys[::-1]))
+    one, other = (
+        SparseGPTModifier(sparsity=0.5, **options).apply(Model("onnx", dense, {}), each) for each in (given, turned)
+    )
+    assert one.value.SerializeToString() == other.value.SerializeToString()
 
 
 def test_another_seed_samples_other_positions(monkeypatch: pytest.MonkeyPatch) -> None:

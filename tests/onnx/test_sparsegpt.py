@@ -75,6 +75,18 @@ def test_with_one_mask_the_refit_is_never_above_sparsegpt_or_magnitude(
         assert not found[~mask].any()
 
 
+@pytest.mark.parametrize("structure", [PLAIN, Structure(1, 4, 2), Structure(2, 3)], ids=["plain", "2:4", "2x3"])
+def test_several_counts_in_one_sweep_are_those_of_a_sweep_each(structure: Structure) -> None:
+    problem = random_problem(3, 6, 48)
+    pattern = lay(structure, 1, 48)
+    counts = [0, 40, 150, 288]
+    for zeros, (weights, mask) in zip(counts, solver.sweep(problem, pattern, counts, free(problem), 20), strict=True):
+        alone, alone_mask = solver.sparsegpt(problem, pattern, zeros, free(problem), 20)
+        np.testing.assert_array_equal(mask, alone_mask)
+        np.testing.assert_allclose(weights, alone, atol=1e-12)
+        assert not weights[~mask].any()
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(4, 32), st.floats(0.1, 0.9))
 def test_pruning_is_never_above_sparsegpt(seed: int, outputs: int, inputs: int, sparsity: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -125,6 +125,11 @@ def _refuse_not_finite(tensors: Tensors) -> None:
                 f"activations of '{name}' contain {what}",
                 fix="check the calibration samples for extreme or NaN values, and the model's weights",
             )
+
+
+def in_order(context: Context) -> Context:
+    """Take the calibration samples by name: which rows of a sample count depends on its place among them."""
+    return replace(context, calibration=context.calibration.take(sorted(context.calibration.keys)))
 
 
 def few(context: Context) -> Dataset:

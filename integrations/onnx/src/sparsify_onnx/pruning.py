@@ -14,6 +14,7 @@ from sparsify import Context, Model, RequestError
 
 from sparsify_onnx.affine import write_affine
 from sparsify_onnx.allocation import allocate
+from sparsify_onnx.calibration import in_order
 from sparsify_onnx.coverage import look_at_samples
 from sparsify_onnx.graph import WeightLayer
 from sparsify_onnx.joint import Options, group_slices, layer_pattern, sparsity_of
@@ -97,6 +98,7 @@ class SparseGPTModifier(BaseModel):
                 "SparseGPTModifier has no calibration samples", fix="give at least one, with --calibration-samples"
             )
         _refuse_unknown(self.layer_sparsity, layers)
+        context = in_order(context)
         model = look_at_samples(model, context)
         _note_structure(structure, self.mask_structure, self.sparsity, context)
         options = self._options(structure, {layer.name: self.sparsity for layer in layers}, model)

@@ -16,7 +16,7 @@ from sparsify import Context, Model, RequestError
 
 from sparsify_onnx.affine import read_bias, write_affine
 from sparsify_onnx.biases import spread_biases
-from sparsify_onnx.calibration import Shapes, hessian_bytes, hessian_limit, measure
+from sparsify_onnx.calibration import Shapes, hessian_bytes, hessian_limit, in_order, measure
 from sparsify_onnx.columns import column_order
 from sparsify_onnx.correction import measure_shifts
 from sparsify_onnx.coverage import COVERAGE, check_ranges, look_at_samples
@@ -73,6 +73,7 @@ class QuantizationModifier(BaseModel):
         facts: `quantized`, by layer `int8` or why not; `channel_scales`, what equalizing divided each layer's output
         channels by.
         """
+        context = in_order(context)
         if self.equalize and "channel_scales" not in model.facts:
             model = EqualizationModifier().apply(model, context)
         shapes: Shapes = model.facts.get("shapes", {})
