@@ -57,8 +57,9 @@ def count(values: NDArray[np.float32]) -> Histogram:
     largest = max(abs(float(flat.min())), abs(float(flat.max())))
     exponent = max(int(np.frexp(largest)[1]), LOWEST)
     # a power of two scales exactly, so that a value's bin does not depend on the range it was counted in
-    places = (flat * np.float32(np.ldexp(HALF, -exponent))).astype(np.int32)
-    return Histogram(exponent, np.bincount(places + ZERO, minlength=len(STEPS)).astype(np.int64))
+    places = (flat * np.float32(np.ldexp(HALF, -exponent))).astype(np.intp)  # which bincount takes without a copy
+    places += ZERO
+    return Histogram(exponent, np.bincount(places, minlength=len(STEPS)))
 
 
 def merge(left: Histogram, right: Histogram) -> Histogram:
