@@ -16,20 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from one_shot import Bench, minilm_case, ours, resnet20_case, squeezenet_case
+from one_shot import INT8, Bench, minilm_case, ours, resnet20_case, squeezenet_case, write_recipe
 
 SPARSITY = 0.5143  # level 0.5
 RECIPES = {
     "prune, then round to nearest": (
-        "SparseGPTModifier {sparsity: RATE, refit: false}",
+        f"SparseGPTModifier {{sparsity: {SPARSITY}, refit: false}}",
         "QuantizationModifier {feedback: false, bias_correction: false}",
     ),
-    "prune and refit, then GPTQ": ("SparseGPTModifier {sparsity: RATE}", "QuantizationModifier {}"),
-    "joint": (
-        "EqualizationModifier {}",
-        "SparseGPTModifier {sparsity: RATE, round_weights: true}",
-        "QuantizationModifier {}",
-    ),
+    "prune and refit, then GPTQ": (f"SparseGPTModifier {{sparsity: {SPARSITY}}}", INT8),
+    "joint": ("EqualizationModifier {}", f"SparseGPTModifier {{sparsity: {SPARSITY}, round_weights: true}}", INT8),
 }
 CASES = {"resnet20": resnet20_case, "squeezenet": squeezenet_case, "minilm": minilm_case}
 
@@ -44,25 +40,17 @@ def main() -> None:
     print(f"| model | {' | '.join(RECIPES)} | joint ÷ prune-then-round | joint ÷ the second |")
     print(f"|---|{'---|' * (len(RECIPES) + 2)}")
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(options.data, options.models, Path(scratch), (), (), (), ())
+        bench = Bench(options.data, options.models, Path(scratch))
         for name in options.only or CASES:
             case = CASES[name](bench)
             case = replace(case, calibration=min(case.calibration, 512))
             errors = [
-                summed_error(ours(bench, case, "--recipe", str(written(bench, *steps))).metrics)
+                summed_error(ours(bench, case, "--recipe", str(write_recipe(bench, *steps))).metrics)
                 for steps in RECIPES.values()
             ]
             cells = [f"{error:.4f}" for error in errors]
             cells += [f"{errors[-1] / other:.3f}" for other in errors[:-1]]
             print(f"| {case.title} | {' | '.join(cells)} |", flush=True)
-
-
-def written(bench: Bench, *steps: str) -> Path:
-    """Write a recipe of these steps."""
-    path = bench.file("recipe.yaml")
-    lines = "".join(f"  - !{step}\n" for step in steps).replace("RATE", str(SPARSITY))
-    path.write_text(f"post_training_modifiers:\n{lines}")
-    return path
 
 
 def summed_error(metrics: Mapping[str, Any]) -> float:

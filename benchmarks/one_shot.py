@@ -36,6 +36,7 @@ UNIFORM = {
     "magnitude": "MagnitudePruningModifier {{sparsity: {rate}}}",
     "SparseGPT as published": "SparseGPTModifier {{sparsity: {rate}, refit: false}}",
 }
+INT8 = "QuantizationModifier {}"
 ROWS = ("ours", "uniform", "tools")
 RATES = (0.5143, 0.6, 0.7, 0.8, 0.9)
 
@@ -78,10 +79,10 @@ class Bench:
     data: Path
     models: Path
     scratch: Path
-    calibration: Sequence[int]
-    seeds: Sequence[int]
-    rates: Sequence[float]
-    rows: Sequence[str]
+    calibration: Sequence[int] = ()
+    seeds: Sequence[int] = ()
+    rates: Sequence[float] = ()
+    rows: Sequence[str] = ()
 
     def file(self, name: str) -> Path:
         """Return a new path in the scratch folder."""
@@ -126,7 +127,7 @@ def resnet20_float(bench: Bench) -> None:
             drawn = bench.seeds[:1] if name == "magnitude" else bench.seeds  # magnitude sees no samples
             cells, seconds = [], []
             for rate in bench.rates:
-                recipe = ("--recipe", str(write_recipe(bench, modifier, rate, int8=False)))
+                recipe = ("--recipe", str(write_recipe(bench, modifier.format(rate=rate))))
                 rows = [ours(bench, replace(base, calibration=count), *recipe, "--seed", str(seed)) for seed in drawn]
                 cells.append(spread([row.metrics["optimized"]["metrics"]["accuracy"] for row in rows if row.metrics]))
                 seconds += [row.cost.seconds for row in rows]
@@ -189,7 +190,7 @@ def compare(bench: Bench, case: Case, *levels: Level) -> None:
         rows[level.label] = ours(bench, case, *options)
     for rate in (level.rate for level in levels if level.rate and "uniform" in bench.rows):
         for name, modifier in UNIFORM.items():
-            recipe = str(write_recipe(bench, modifier, rate, int8=True))
+            recipe = str(write_recipe(bench, modifier.format(rate=rate), INT8))
             rows[f"{name} {100 * rate:.1f} %, uniform, + our INT8"] = ours(bench, case, "--recipe", recipe)
     if "tools" in bench.rows:
         rows |= tools(bench, case)
@@ -245,9 +246,8 @@ def failed(seconds: float, problem: str) -> Row:
     return Row(None, Cost(seconds, 0.0), {}, f"failed: {problem}")
 
 
-def write_recipe(bench: Bench, modifier: str, rate: float, int8: bool) -> Path:
-    """Write a recipe of one pruning modifier, and INT8 after it."""
-    steps = [modifier.format(rate=rate)] + (["QuantizationModifier {}"] if int8 else [])
+def write_recipe(bench: Bench, *steps: str) -> Path:
+    """Write a recipe of these modifiers."""
     path = bench.file("recipe.yaml")
     path.write_text("post_training_modifiers:\n" + "".join(f"  - !{step}\n" for step in steps))
     return path

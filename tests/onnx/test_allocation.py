@@ -16,6 +16,7 @@ from sparsify_onnx import allocation
 from sparsify_onnx.allocation import BINS, KNOTS, OPTIONS, knapsack
 from sparsify_onnx.graph import initializers, weight_layers, write_initializer
 from sparsify_onnx.loader import load
+from sparsify_onnx.masks import Structure
 from sparsify_onnx.pruning import SparseGPTModifier
 
 from tests.onnx import models
@@ -132,3 +133,22 @@ def test_a_model_is_left_as_it_was(tmp_path: Any) -> None:
     spread_of(model, tmp_path)
     assert model.value.SerializeToString(deterministic=True) == before
     onnx.checker.check_model(model.value)
+
+
+def test_sweeping_few_copies_at_once_gives_the_same_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All knots are swept at once where memory allows, each alone where it does not."""
+    model = models.residual_net()
+    layers = [layer for layer in weight_layers(model) if layer.prunable]
+    given = Context(models.dataset(model, 40), threads=1)
+
+    def curves(most: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        monkeypatch.setattr(allocation, "SWEPT_BYTES", most)
+        found = allocation.layer_errors(model, layers, Structure(), given, {}, 3)
+        return [(errors, weights) for _, errors, weights in found]
+
+    copies = 2 * 8 * int(np.prod(layers[0].shape))
+    whole, alone, some = curves(1 << 30), curves(0), curves(3 * copies)
+    for others in (alone, some):
+        for (errors, weights), (expected, kept) in zip(others, whole, strict=True):
+            np.testing.assert_allclose(errors, expected, rtol=1e-9)
+            np.testing.assert_allclose(weights, kept, atol=1e-6)

@@ -30,8 +30,8 @@ def observe_agreement(baseline: Arrays, candidate: Arrays) -> Records:
 
     found: Records = defaultdict(list)
     for name in _shared(baseline, candidate):
-        # one sample at a time: the logarithms of a whole batch of segmentation maps would take gigabytes
         scores = _detector_scores(baseline[name][0])
+        # one sample at a time: the logarithms of a whole batch of segmentation maps would take gigabytes
         rows = [_compare(*pair, scores) for pair in zip(baseline[name], candidate[name], strict=True)]
         for measure in rows[0]:
             found[measure].append([row[measure] for row in rows])

@@ -28,12 +28,14 @@ from sparsify_onnx.layer_times import layer_times
 from sparsify_onnx.layerwise import solve
 from sparsify_onnx.macs import count_macs
 from sparsify_onnx.masks import Structure, choose
+from sparsify_onnx.memory import share
 from sparsify_onnx.sparsegpt import sweep
 
 KNOTS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96)  # sparsities at which a layer's error is measured
 OPTIONS = np.round(np.arange(0.0, 0.9801, 0.01), 2)  # sparsities that a layer may get
 BINS = 20_000  # the knapsack's resolution
 DAMPENING = 0.001
+SWEPT_BYTES = 256 << 20  # of the copies of a layer's weights that are pruned at once
 TRIAL = 128  # samples that a proposal is solved on, and as many others that it is judged on
 Curve = NDArray[np.float64]
 
@@ -97,8 +99,8 @@ def _best(
     trial = replace(context, calibration=spread(context.calibration.take(keys[::2]), TRIAL), checkpoint=NoCheckpoint())
     drift = drift_from(model, spread(context.calibration.take(keys[1::2] or keys), TRIAL), context)
     best, least = dict.fromkeys(names, even), np.inf
-    for share in (1.0, 0.5, 0.0):  # where less of the spread is worse, none of it is worse still
-        shares = dict(zip(names, even + share * (proposed - even), strict=True))
+    for part in (1.0, 0.5, 0.0):  # where less of the spread is worse, none of it is worse still
+        shares = dict(zip(names, even + part * (proposed - even), strict=True))
         error = drift(solve(model, layers, replace(options.hasty(), sparsity=shares), trial)[0])
         if error > least:
             break
@@ -136,19 +138,24 @@ def layer_errors(
     kept: int,
 ) -> Iterator[tuple[WeightLayer, Curve, Floats]]:
     """Yield each layer's error over KNOTS, and its weights at the knot `kept`; Hessians take turns in memory."""
-    due = {layer.name for layer in layers}
+    due, most = {layer.name for layer in layers}, share(context, SWEPT_BYTES, 8)
     for statistics in measure(model, [], layers, context, shapes):
         for layer in layers:
             if layer.name in statistics.hessians:
                 due.discard(layer.name)
-                yield layer, *_errors(model, layer, statistics.hessians.pop(layer.name), structure, kept)
+                yield layer, *_errors(model, layer, statistics.hessians.pop(layer.name), structure, kept, most)
     for layer in layers:
         if layer.name in due:
             yield layer, *_magnitude_errors(model, layer, structure, kept)
 
 
 def _errors(
-    model: onnx.ModelProto, layer: WeightLayer, hessians: NDArray[np.floating], structure: Structure, kept: int
+    model: onnx.ModelProto,
+    layer: WeightLayer,
+    hessians: NDArray[np.floating],
+    structure: Structure,
+    kept: int,
+    most: int,
 ) -> tuple[Curve, Floats]:
     weights = read_matrix(model, layer)
     rows = outputs(layer) // layer.group
@@ -158,9 +165,13 @@ def _errors(
         part = slice(index * rows, (index + 1) * rows)
         problem = damped_problem(hessian, weights[part].astype(np.float64), DAMPENING)
         counts = [structure.zeros(knot, problem.target.size) for knot in KNOTS]
-        swept = sweep(problem, pattern, counts, problem.target == 0)
-        totals += [problem.excess(pruned) for pruned, _ in swept]
-        weights[part] = swept[kept][0]
+        at_once = max(most // (2 * problem.target.nbytes), 1)
+        for first in range(0, len(counts), at_once):
+            swept = sweep(problem, pattern, counts[first : first + at_once], problem.target == 0)
+            for place, (pruned, _) in enumerate(swept, first):
+                totals[place] += problem.excess(pruned)
+                if place == kept:
+                    weights[part] = pruned
     return np.maximum.accumulate(totals), weights
 
 

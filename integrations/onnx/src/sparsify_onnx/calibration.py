@@ -15,6 +15,7 @@ from sparsify import Context, Dataset, StageError
 
 from sparsify_onnx.columns import input_rows, inputs, pieces, rows_per_sample, sample_rows
 from sparsify_onnx.describe import fixed_batch
+from sparsify_onnx.drift import spread
 from sparsify_onnx.graph import WeightLayer
 from sparsify_onnx.histogram import EMPTY, Histogram, count, merge
 from sparsify_onnx.memory import share
@@ -134,8 +135,7 @@ def in_order(context: Context) -> Context:
 
 def few(context: Context) -> Dataset:
     """Take evenly spread samples, enough for means."""
-    keys = context.calibration.keys
-    return context.calibration.take(keys[:: -(-len(keys) // FEW)] if len(keys) > FEW else keys)
+    return spread(in_order(context).calibration, FEW)
 
 
 def measure_peaks(
