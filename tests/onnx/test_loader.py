@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from sparsify import RequestError, StageError
@@ -303,8 +303,26 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     assert [found.name for found in tmp_path.iterdir()] == ["model.onnx"]
 
 
+def test_weights_that_do_not_fill_their_shape_are_named(tmp_path: Path) -> None:
+    model = models.mlp()
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "second.weight")
+    weight.dims[1] = 1
+    with pytest.raises(RequestError, match=r"damaged: tensor 'second.weight' holds .*, expected 64 for its shape"):
+        load(models.save(model, tmp_path))
+
+
+def test_names_that_are_no_text_are_no_model(tmp_path: Path) -> None:
+    model = models.mlp()
+    model.graph.name = "graph-to-be-damaged"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"graph-to", b"graph\xff\xfeo"))
+    with pytest.raises(RequestError, match="is no ONNX model"):
+        load(path)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.binary(min_size=1, max_size=8), st.floats(0, 1))
+@example(b"\x01", 0.26171875)  # the dims of a weight
 def test_a_damaged_file_is_an_error_and_never_a_crash(
     tmp_path_factory: pytest.TempPathFactory, damage: bytes, place: float
 ) -> None:

@@ -6,7 +6,7 @@ from functools import reduce
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ def same(left: Histogram, right: Histogram) -> bool:
 
 
 @settings(max_examples=150, deadline=None)
+@example(values=np.array([0.25, 0.0], np.float32), cuts=[1], seed=0)  # a piece of zeros alone
 @given(values=VALUES, cuts=st.lists(st.integers(0, 60), max_size=5), seed=st.integers(0, 99))
 def test_streamed_equals_direct_in_any_order(values: NDArray[np.float32], cuts: list[int], seed: int) -> None:
     shuffled = np.random.default_rng(seed).permutation(values)

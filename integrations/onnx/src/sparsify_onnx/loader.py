@@ -14,7 +14,7 @@ from sparsify import Model, RequestError, StageError
 from sparsify_onnx.graph import WEIGHTED, initializers, walk, weight_layers
 from sparsify_onnx.normalize import name_nodes, normalize, settle
 from sparsify_onnx.shapes import Shapes, measure_shapes
-from sparsify_onnx.storage import as_inputs, is_heavy, read_proto, weight_bytes
+from sparsify_onnx.storage import as_inputs, is_cut, is_heavy, read_proto, tensor_bytes, tensors, weight_bytes
 
 LARGE_BYTES = 256 << 20  # of weights: above, they are checked one by one, for the checker holds three copies
 OLDEST_OPSET = 11
@@ -94,6 +94,13 @@ def _check(model: onnx.ModelProto, path: Path) -> None:
         raise RequestError(
             f"{path} is not a valid ONNX model: {error}", fix="export the model again, or upgrade onnx if it is newer"
         ) from error
+    damaged = next((tensor for tensor in tensors(model) if is_cut(tensor)), None)  # the checker does not look
+    if damaged is not None:
+        raise RequestError(
+            f"{path} is damaged: tensor '{damaged.name}' holds {len(damaged.raw_data):,} bytes, expected "
+            f"{tensor_bytes(damaged):,} for its shape {list(damaged.dims)}",
+            fix="export or copy the model again",
+        )
 
 
 def opset_of(model: onnx.ModelProto, path: Path) -> int:

@@ -17,6 +17,8 @@ from sparsify_onnx.graph import walk
 EXTERNAL_BYTES = 1_500_000_000  # above this the weights go into a file of their own
 ALIGNMENT = 4096  # pages, so that runtimes may map the file
 SMALL_BYTES = 1024  # tensors below stay in the model file
+# several values a byte; older versions of onnx lack some
+PACKED = frozenset({"INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2"} & {*TensorProto.DataType.keys()})
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -37,9 +39,16 @@ def _parse(path: Path) -> onnx.ModelProto:
         model.ParseFromString(path.read_bytes())
     except DecodeError as error:
         raise _no_onnx(path) from error
-    if not model.HasField("graph") or not model.opset_import:
+    if not model.HasField("graph") or not model.opset_import or not (_is_text(model) and _is_text(model.graph)):
         raise _no_onnx(path)
     return model
+
+
+def _is_text(message: onnx.ModelProto | onnx.GraphProto) -> bool:
+    """Say whether a message's own strings are UTF-8; protobuf gives those that are not as bytes."""
+    return not any(
+        field.type == field.TYPE_STRING and isinstance(value, bytes) for field, value in message.ListFields()
+    )
 
 
 def _no_onnx(path: Path) -> RequestError:
@@ -115,6 +124,12 @@ def tensor_bytes(tensor: TensorProto) -> int:
     if tensor.data_type not in helper.get_all_tensor_dtypes():
         return 0  # a broken file: the checker says so
     return int(prod(tensor.dims)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+def is_cut(tensor: TensorProto) -> bool:
+    """Say whether a tensor holds more or fewer bytes than its type and dims say; packed 2- and 4-bit types are not."""
+    packed = tensor.data_type in map(TensorProto.DataType.Value, PACKED)
+    return tensor.HasField("raw_data") and not packed and len(tensor.raw_data) != tensor_bytes(tensor)
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
