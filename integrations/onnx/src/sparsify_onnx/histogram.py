@@ -55,7 +55,7 @@ def count(values: NDArray[np.float32]) -> Histogram:
     if not flat.size:
         return EMPTY
     largest = max(abs(float(flat.min())), abs(float(flat.max())))
-    # zeros fit every range: frexp gives them 1, which would make the bins of a finer histogram coarse
+    # zeros fit every range: frexp gives them the exponent 0, which would make the bins of a finer histogram coarse
     exponent = max(int(np.frexp(largest)[1]), LOWEST) if largest else LOWEST
     # a power of two scales exactly, so that a value's bin does not depend on the range it was counted in
     places = (flat * np.float32(np.ldexp(HALF, -exponent))).astype(np.intp)  # which bincount takes without a copy
