@@ -18,9 +18,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core" / "src"))  # runs without anything installed
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1] / "integrations" / "plugin-kit" / "src")
+)  # runs without anything installed
 
-from sparsify.layout import check_package_init, check_plugin_module, imports
+from sparsify_plugin_kit.layout import check_package_init, check_plugin_module, imports
 
 CORE_LINES, MODULE_LINES, FUNCTION_LINES, DEPTH = 3500, 400, 60, 1
 PLUGIN_LINES = 40  # of code in plugin.py, besides Entry(...) rows and docstrings

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsify.cli.plugins import app
 from sparsify.errors import ExitCode, MissingLibraryError, PluginError, RequestError, SparsifyError
 from sparsify.hooks import CATALOGUES, Entry, Hooks
 from sparsify.plugins import Offer, Plugin, Plugins, load_plugins, load_target, missing, singular
+from sparsify_plugin_kit.command import app
 from typer.testing import CliRunner
 
 TOY = Path(__file__).parent / "toy"
@@ -390,8 +390,8 @@ HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "PIL", "numpy", "scipy"
     "code",
     [
         "import sparsify",
-        "import sparsify.cli.plugins as p; p.app(['list'], standalone_mode=False)",
-        "import sparsify.cli.plugins as p; p.app(['info', 'npz'], standalone_mode=False)",
+        "import sparsify_plugin_kit.command as p; p.app(['list'], standalone_mode=False)",
+        "import sparsify_plugin_kit.command as p; p.app(['info', 'npz'], standalone_mode=False)",
         "import sparsify.cli.app as a\ntry: a.main(['--help'])\nexcept SystemExit: pass",
     ],
 )

@@ -12,7 +12,6 @@ _PUBLIC = {
     "agreement": "observe_agreement",
     "api": "one_shot sparse_transfer training_aware",
     "cli.run": "show_result",
-    "conformance": "check_plugin",
     "contracts": "Checkpoint Context Data DataRequest DatasetLoader Description Layer Metric Model ModelFormat "
     "NoCheckpoint RecipeGenerator Score Session TensorSpec UseCase",
     "data": "Batch Dataset Sample",
@@ -22,7 +21,7 @@ _PUBLIC = {
     "levels": "target_sparsity",
     "metrics": "class_ids class_scores",
     "pipeline": "Result",
-    "plugins": "Plugins install_command load_plugins missing",
+    "plugins": "DISABLE Offer Plugin Plugins install_command load_plugins load_target missing singular",
     "recipe": "Recipe Step",
     "report_figures": "speed_words",
     "report_pages": "figures",

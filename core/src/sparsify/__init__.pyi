@@ -3,7 +3,6 @@ from sparsify.api import one_shot as one_shot
 from sparsify.api import sparse_transfer as sparse_transfer
 from sparsify.api import training_aware as training_aware
 from sparsify.cli.run import show_result as show_result
-from sparsify.conformance import check_plugin as check_plugin
 from sparsify.contracts import *  # noqa: F403
 from sparsify.data import Batch as Batch
 from sparsify.data import Dataset as Dataset
@@ -17,10 +16,15 @@ from sparsify.levels import target_sparsity as target_sparsity
 from sparsify.metrics import class_ids as class_ids
 from sparsify.metrics import class_scores as class_scores
 from sparsify.pipeline import Result as Result
+from sparsify.plugins import DISABLE as DISABLE
+from sparsify.plugins import Offer as Offer
+from sparsify.plugins import Plugin as Plugin
 from sparsify.plugins import Plugins as Plugins
 from sparsify.plugins import install_command as install_command
 from sparsify.plugins import load_plugins as load_plugins
+from sparsify.plugins import load_target as load_target
 from sparsify.plugins import missing as missing
+from sparsify.plugins import singular as singular
 from sparsify.recipe import Recipe as Recipe
 from sparsify.recipe import Step as Step
 from sparsify.report_figures import speed_words as speed_words

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import sparsify
-from sparsify.cli.plugins import app
-from sparsify.conformance import FUNCTIONS, RECORDS, Finding, check_plugin
+import sparsify_plugin_kit
 from sparsify.errors import RequestError
 from sparsify.hooks import CATALOGUES
-from sparsify.layout import check_package_init
 from sparsify.plugins import load_plugins
+from sparsify_plugin_kit.command import app
+from sparsify_plugin_kit.conformance import FUNCTIONS, RECORDS, Finding, check_plugin
+from sparsify_plugin_kit.layout import check_package_init
 from typer.testing import CliRunner
 
 Add = Callable[..., None]
-TOY = Path(__file__).parent / "toy"
+TOY = Path(__file__).parents[1] / "core/toy"
 
 
 def problems(name: str = "mine") -> list[str]:
@@ -27,14 +27,14 @@ def offering(catalogue: str, rest: str = "") -> str:
     return f"@hookimpl\ndef {catalogue}():\n    return [Entry('it', 'mine.thing:IT', 'a thing'{rest})]\n"
 
 
-@pytest.mark.parametrize("name", ["core", "npz", "onnx", "image-classification"])
+@pytest.mark.parametrize("name", ["core", "npz", "onnx", "image-classification", "plugin-kit"])
 def test_our_own_plugins_conform(name: str) -> None:
     assert [str(finding) for finding in check_plugin(name)] == []
 
 
 def test_every_catalogue_has_a_contract() -> None:
     assert {*FUNCTIONS, *RECORDS, "modifiers", "commands"} == set(CATALOGUES)
-    assert sparsify.check_plugin is check_plugin
+    assert sparsify_plugin_kit.check_plugin is check_plugin
 
 
 def test_an_unknown_plugin() -> None:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
-from sparsify.errors import RequestError
+from sparsify import RequestError
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLACES = {"pyproject.toml": ".", "README.md": ".", "test_plugin.py": "tests"}  # of files outside the package

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sparsify.cli.plugins import app
 from sparsify.errors import RequestError
-from sparsify.scaffold import KINDS, write_plugin
+from sparsify_plugin_kit.command import app
+from sparsify_plugin_kit.scaffold import KINDS, write_plugin
 from typer.testing import CliRunner
 
 Install = Callable[[Path], dict[str, str]]

@@ -11,10 +11,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparsify.contracts import DatasetLoader, Metric, ModelFormat, RecipeGenerator, UseCase
-from sparsify.errors import MissingLibraryError, PluginError, RequestError
-from sparsify.layout import check_package_init, check_plugin_module
-from sparsify.plugins import DISABLE, Offer, Plugin, Plugins, load_plugins, load_target, singular
+from sparsify import (
+    DISABLE,
+    DatasetLoader,
+    Metric,
+    MissingLibraryError,
+    ModelFormat,
+    Offer,
+    Plugin,
+    PluginError,
+    Plugins,
+    RecipeGenerator,
+    RequestError,
+    UseCase,
+    load_plugins,
+    load_target,
+    singular,
+)
+
+from sparsify_plugin_kit.layout import check_package_init, check_plugin_module
 
 # what a target has to be: a function of these arguments, or a record of such functions
 FUNCTIONS: Mapping[str, str] = {

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from sparsify import Entry, ExitCode, Plugin, install_command, load_plugins, missing, singular
 
-from sparsify.conformance import check_plugin, named
-from sparsify.errors import ExitCode
-from sparsify.hooks import Entry
-from sparsify.plugins import Plugin, install_command, load_plugins, missing, singular
-from sparsify.scaffold import KINDS, write_plugin
+from sparsify_plugin_kit.conformance import check_plugin, named
+from sparsify_plugin_kit.scaffold import KINDS, write_plugin
 
 app = typer.Typer(
     rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="List, explain, check or scaffold plugins."
