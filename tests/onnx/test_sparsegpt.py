@@ -60,6 +60,18 @@ def test_the_pruned_weights_are_near_the_best_of_all_masks(outputs: int) -> None
     assert np.mean(np.array(ratios) < 1.001) > 0.4
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4000), st.sampled_from([2, 5, 10**6]), st.floats(0, 1))
+def test_the_highest_scores_are_kept_and_no_more(seed: int, size: int, distinct: int, share: float) -> None:
+    random = np.random.default_rng(seed)
+    scores = np.square(random.integers(0, distinct, (3, size)).astype(np.float32)) * random.lognormal(0, 2, size)
+    scores = np.sort(scores, axis=None).reshape(scores.shape) if seed % 3 else scores  # a sample that misleads
+    zeros = round(share * scores.size)
+    kept = choose(lay(PLAIN, 1, size), scores, zeros)
+    assert np.count_nonzero(~kept) == zeros
+    assert scores[~kept].max(initial=0) <= scores[kept].min(initial=np.inf)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(2, 24), st.floats(0, 1))
 def test_with_one_mask_the_refit_is_never_above_sparsegpt_or_magnitude(
@@ -182,11 +194,15 @@ def test_conjugate_gradients_reach_the_exact_refit(monkeypatch: pytest.MonkeyPat
     exact = refit(problem, mask, problem.target * mask)
     monkeypatch.setattr("sparsify_onnx.refit.EXACT_COLUMNS", 1)
     monkeypatch.setattr("sparsify_onnx.refit.STEPS", 300)
-    approached = refit(problem, mask, problem.target * mask)
+    approached = refit(problem, mask, problem.target * mask, settled=0)
     np.testing.assert_allclose(problem.excess(approached), problem.excess(exact), rtol=1e-6)
     monkeypatch.setattr("sparsify_onnx.refit.STEPS", 3)
     assert problem.excess(exact) <= problem.excess(refit(problem, mask, problem.target * mask))
     assert problem.excess(refit(problem, mask, problem.target * mask)) <= problem.excess(problem.target * mask)
+    monkeypatch.setattr("sparsify_onnx.refit.STEPS", 40)
+    errors = [problem.excess(refit(problem, mask, problem.target * mask, settled=share)) for share in (0.5, 1e-2, 0)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[1] <= 1.05 * problem.excess(exact)
 
 
 def test_a_pattern_keeps_its_blocks_when_cut() -> None:

@@ -20,9 +20,10 @@ from sparsify.levels import parse_memory
 from sparsify.outcome import SLOWER, Measured, build_metrics, exit_code, near_chance
 from sparsify.plugins import Plugins, load_plugins
 from sparsify.recipe import Recipe, dump_recipe
+from sparsify.remembering import OUTPUT_BYTES, Outputs
 from sparsify.resolve import Loaded, Plan, request_of, resolve
 from sparsify.run_folder import RunFolder, file_hash, write_atomic, write_json, write_yaml
-from sparsify.search import Search, compress, evaluate_beside_baseline, open_deciding, score, time_beside_baseline
+from sparsify.search import Search, compress, evaluate_beside_baseline, remember_baseline, score, time_beside_baseline
 from sparsify.splits import draw_splits
 from sparsify.stages import stage
 from sparsify.talk import Talk
@@ -118,7 +119,9 @@ def load(plan: Plan, talk: Talk) -> Loaded:
     record(plan, model=origin, preprocess=data.preprocess, samples=splits.counts(), data_sha256=splits.hashes())
     metrics, batch = plan.metrics if data.has_targets else (), fixed_batch(description.inputs)
     memory, most = plan.model_format.fit(model, parse_memory(asked.max_memory)) if asked.max_memory else (0, BATCH)
-    return Loaded(model, description, data, splits, metrics, batch or min(most, BATCH), batch is not None, memory)
+    size = batch or min(most, BATCH)
+    before = Outputs(room=memory // 8 or OUTPUT_BYTES)
+    return Loaded(model, description, data, splits, metrics, size, batch is not None, memory, before)
 
 
 def fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
@@ -143,7 +146,7 @@ def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk) -> None:
     """Measure the model as it came, before anything is changed, and warn where it is no better than guessing."""
     test = loaded.splits.test
     try:
-        with open_deciding(plan, plan.model_path) as session:
+        with remember_baseline(plan, loaded) as session:
             baseline = evaluate(
                 session, test, loaded.metrics,
                 batch_size=loaded.batch_size, pad=loaded.fixed_batch, progress=talk.progress,

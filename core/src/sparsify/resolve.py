@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import distributions, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from sparsify.contracts import Data, DatasetLoader, Description, Metric, Model, 
 from sparsify.errors import RequestError
 from sparsify.plugins import Offer, Plugins, load_target, missing, needs
 from sparsify.recipe import Recipe
+from sparsify.remembering import Outputs
 from sparsify.run_folder import RunFolder, check_resumable, plan_folder
 from sparsify.splits import Splits
 from sparsify.use_cases import UseCaseChoice, resolve_use_case
@@ -54,7 +55,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Hold the model and the data of a run."""
+    """Hold the model and the data of a run; `before` keeps what the model as it came gives."""
 
     model: Model
     description: Description
@@ -64,6 +65,7 @@ class Loaded:
     batch_size: int
     fixed_batch: bool
     memory: int
+    before: Outputs = field(default_factory=Outputs)
 
 
 def libraries(plugins: Plugins) -> dict[str, str]:

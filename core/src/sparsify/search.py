@@ -18,6 +18,7 @@ from sparsify.intervals import Z
 from sparsify.levels import parse_budget, parse_duration
 from sparsify.outcome import drop_of, sparsity_of
 from sparsify.recipe import Recipe
+from sparsify.remembering import Remembering
 from sparsify.resolve import Loaded, Plan
 from sparsify.talk import Talk
 from sparsify.timing import Candidate, Timing, gzip_size, time_interleaved
@@ -111,17 +112,25 @@ def evaluate_beside_baseline(
     plan: Plan, loaded: Loaded, path: Path, samples: Dataset, progress: Progress = silent
 ) -> Pair:
     """Measure a file beside the baseline on the deciding runtime."""
-    with open_deciding(plan, plan.model_path) as before, open_deciding(plan, path) as after:
+    with remember_baseline(plan, loaded) as before, open_deciding(plan, path) as after:
         return evaluate_pair(
             before, after, samples, loaded.metrics,
             batch_size=loaded.batch_size, pad=loaded.fixed_batch, progress=progress,
         )  # fmt: skip
 
 
+def remember_baseline(plan: Plan, loaded: Loaded) -> closing[Any]:
+    """Offer the model as it came, for a `with` block; batches that it has met are not run again."""
+    return closing(Remembering(partial(_open, plan, plan.model_path), loaded.before))
+
+
 def open_deciding(plan: Plan, path: Path) -> closing[Any]:
     """Open a model on the runtime that decides, for a `with` block."""
-    open_session = plan.plugins.load("runtimes", plan.experiment.runtime[0])
-    return closing(open_session(path, plan.experiment.threads))
+    return closing(_open(plan, path))
+
+
+def _open(plan: Plan, path: Path) -> Any:
+    return plan.plugins.load("runtimes", plan.experiment.runtime[0])(path, plan.experiment.threads)
 
 
 def time_beside_baseline(

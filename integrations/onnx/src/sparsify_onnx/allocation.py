@@ -36,7 +36,8 @@ OPTIONS = np.round(np.arange(0.0, 0.9801, 0.01), 2)  # sparsities that a layer m
 BINS = 20_000  # the knapsack's resolution
 DAMPENING = 0.001
 SWEPT_BYTES = 256 << 20  # of the copies of a layer's weights that are pruned at once
-TRIAL = 128  # samples that a proposal is solved on, and as many others that it is judged on
+TRIAL = (64, 128)  # samples, the fewest and most, that a proposal is solved on; as many others judge it
+TRIAL_MACS = 64e9  # multiplications of one model over them, where that takes no fewer
 Curve = NDArray[np.float64]
 
 
@@ -96,8 +97,10 @@ def _best(
     scaled = [curves[name] * weight for name, weight in zip(names, weights, strict=True)]
     proposed = OPTIONS[knapsack(scaled, [costs[name] for name in names], even)]
     keys = context.calibration.keys
-    trial = replace(context, calibration=spread(context.calibration.take(keys[::2]), TRIAL), checkpoint=NoCheckpoint())
-    drift = drift_from(model, spread(context.calibration.take(keys[1::2] or keys), TRIAL), context)
+    macs = sum(count_macs(layer, shapes) for layer in layers)
+    count = int(np.clip(TRIAL_MACS // max(macs, 1), *TRIAL))
+    trial = replace(context, calibration=spread(context.calibration.take(keys[::2]), count), checkpoint=NoCheckpoint())
+    drift = drift_from(model, spread(context.calibration.take(keys[1::2] or keys), count), context)
     best, least = dict.fromkeys(names, even), np.inf
     for part in (1.0, 0.5, 0.0):  # where less of the spread is worse, none of it is worse still
         shares = dict(zip(names, even + part * (proposed - even), strict=True))

@@ -19,6 +19,8 @@ from sparsify_onnx.refit import refit
 from sparsify_onnx.rounding import channel_scales, descend, round_with_feedback
 from sparsify_onnx.sparsegpt import prune, sparsegpt
 
+HASTY = 0.01  # of the error: refitted no further than that to rank sparsities
+
 
 @dataclass(frozen=True)
 class Options:
@@ -80,7 +82,7 @@ def choose_weights(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, 
     if options.refit and options.thorough:
         return prune(problem, pattern, zeros, fixed, options.block_size)
     swept, mask = sparsegpt(problem, pattern, zeros, fixed, options.block_size)
-    return refit(problem, mask, swept) if options.refit else swept
+    return refit(problem, mask, swept, HASTY) if options.refit else swept
 
 
 def _round(weights: Matrix, hessian: Matrix) -> tuple[Matrix, Floats]:

@@ -17,7 +17,7 @@ from sparsify_onnx.loader import common_ir, load
 from sparsify_onnx.memory import fit
 from sparsify_onnx.storage import model_files, write_atomic
 
-ALONE_S = 20.0  # what is not measured by then stays unknown
+ALONE_S = 10.0  # what is not measured by then stays unknown
 
 
 def save(model: Model, path: Path) -> None:

@@ -87,18 +87,30 @@ def alps(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, start: Mat
     scale = np.sqrt(np.diag(problem.hessian))
     hessian = np.empty(problem.hessian.shape, dtype=kind)
     wanted: Floating = (problem.target * scale).astype(kind) @ _scaled(problem.hessian, scale, hessian)
-    copy, dual = (start * scale).astype(kind), np.zeros(start.shape, dtype=kind)
-    mask = start != 0
+    copy, gap = (start * scale).astype(kind), np.zeros(start.shape, dtype=kind)
+    mask, bound, last = start != 0, bool(fixed.any()), TIES[0]
+    pulled, moved = (
+        np.empty_like(copy),
+        np.empty_like(copy),
+    )  # new arrays for each step would cost more than the product
     stages, steps = _schedule(*start.shape)
     for tie in np.geomspace(*TIES, stages, dtype=kind):
         np.fill_diagonal(_scaled(problem.hessian, scale, hessian), 1 + tie)
         inverse = invert(hessian)
+        gap *= last / tie
         for _ in range(steps):
-            free = (wanted + tie * copy - dual) @ inverse
-            moved = free + dual / tie
-            mask = choose(pattern, np.where(fixed, kind(-1), np.square(moved)), zeros) & ~fixed
-            copy = np.where(mask, moved, kind(0))
-            dual += tie * (free - copy)
+            np.subtract(copy, gap, out=pulled)
+            pulled *= tie
+            pulled += wanted
+            np.matmul(pulled, inverse, out=moved)
+            moved += gap
+            scores = np.square(moved, out=pulled)
+            if bound:
+                scores[fixed] = -1
+            mask = choose(pattern, scores, zeros) & ~fixed
+            np.multiply(moved, mask, out=copy)
+            np.subtract(moved, copy, out=gap)
+        last = tie
     return np.asarray(copy / scale, dtype=np.float64), mask
 
 

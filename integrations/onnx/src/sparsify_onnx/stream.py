@@ -37,12 +37,21 @@ class Moment:
     compressed: Tensors
 
 
+@dataclass(frozen=True)
+class Lane:
+    """Hold how far one model has been run: the nodes that are `done`, and the tensors on disk to go on from."""
+
+    model: onnx.ModelProto
+    done: frozenset[int] = frozenset()
+    base: Mapping[str, onnx.ValueInfoProto] = field(default_factory=dict)
+
+
 @dataclass
 class Stream:
     """Walk forward through the graph that both models share; only their weights differ.
 
-    wanted: the nodes that any later pass may need. carried: inputs of the model that stay at hand. base: the tensors on
-    disk, from which the next pass starts, with their types; done: the nodes behind them.
+    wanted: the nodes that any later pass may need. carried: inputs of the model that stay at hand. Each model goes on
+    from its own last pass: the dense one is ahead by the layers whose outputs were asked of it.
     """
 
     dense: onnx.ModelProto
@@ -51,32 +60,40 @@ class Stream:
     folder: Path
     wanted: frozenset[int]
     carried: frozenset[str] = frozenset()
-    base: Mapping[str, onnx.ValueInfoProto] = field(default_factory=dict)
-    done: frozenset[int] = frozenset()
     generation: int = 0
 
+    def __post_init__(self) -> None:
+        self.lanes: tuple[Lane, ...] = (Lane(self.dense), Lane(self.compressed))
+
     def run(self, dense: Sequence[str], compressed: Sequence[str], advance: bool = False) -> Iterator[Moment]:
-        """Yield the named tensors of both models, batch by batch; `advance` moves the base up to `compressed`."""
-        behind = self.done | upstream(self.compressed, compressed, self.base)
-        frontier = sorted({*live(self.compressed, behind, self.wanted), *self.carried}) if advance else []
-        threads = self.context.threads
-        runs = (
-            open_stretch(self.dense, self.base, [*dense, *frontier], threads),
-            open_stretch(self.compressed, self.base, [*compressed, *frontier], threads),
-        )
-        keep, first, types = advance, 0, {}
+        """Yield the named tensors of both models, batch by batch; with `advance` later passes go on from there."""
+        asked = tuple(zip(self.lanes, (dense, compressed), strict=True))
+        behind = [lane.done | upstream(lane.model, names, lane.base) for lane, names in asked]
+        frontiers = [
+            sorted({*live(lane.model, done, self.wanted), *self.carried}) if advance else []
+            for lane, done in zip(self.lanes, behind, strict=True)
+        ]
+        runs = [
+            open_stretch(lane.model, lane.base, [*names, *frontier], self.context.threads)
+            for (lane, names), frontier in zip(asked, frontiers, strict=True)
+        ]
+        keep, first, types = advance, 0, list[Mapping[str, onnx.ValueInfoProto]]()
         for index, (samples, rows, *feeds) in enumerate(self._feeds()):
-            left, right = (run(feed) for run, feed in zip(runs, feeds, strict=True))
+            found = [run(feed) for run, feed in zip(runs, feeds, strict=True)]
+            left = [{name: tensors[name] for name in names} for tensors, names in zip(found, frontiers, strict=True)]
             if keep and index == 0:
-                keep = _fits([lane[name] for lane in (left, right) for name in frontier], rows, self.context)
-                types = {name: _type(name, left[name]) for name in frontier} if keep else {}
+                keep = _fits([tensor for tensors in left for tensor in tensors.values()], rows, self.context)
+                types = [{name: _type(name, tensor) for name, tensor in tensors.items()} for tensors in left]
             if keep:
-                self._write(index, samples, rows, frontier, left, right)
-            yield Moment(first, samples, rows, left, right)
+                self._write(index, samples, rows, left)
+            yield Moment(first, samples, rows, *found)
             first += samples
         if keep:
             self._forget()
-            self.base, self.done, self.generation = types, behind, self.generation + 1
+            self.generation += 1
+            self.lanes = tuple(
+                Lane(lane.model, done, base) for lane, done, base in zip(self.lanes, behind, types, strict=True)
+            )
 
     def _feeds(self) -> Iterator[tuple[int, int, Tensors, Tensors]]:
         if not self.generation:
@@ -84,19 +101,20 @@ class Stream:
             for batch in self.context.calibration.batches(size or self.context.batch_size, pad=size > 0):
                 rows = len(next(iter(batch.inputs.values())))
                 yield len(batch.keys), rows, batch.inputs, batch.inputs
-        for path in sorted(self.folder.glob(f"{self.generation:05d}-*.npz")):
-            with np.load(path, allow_pickle=False) as held:
-                samples, rows = held["size"].tolist()
-                lanes = [{name: held[f"{lane}{i}"] for i, name in enumerate(self.base)} for lane in "dc"]
-            yield samples, rows, lanes[0], lanes[1]
+        for path in sorted(self.folder.glob(f"{self.generation:05d}-*.npy")):
+            with path.open("rb") as file:
+                samples, rows = np.load(file, allow_pickle=False).tolist()
+                left, right = ({name: np.load(file, allow_pickle=False) for name in lane.base} for lane in self.lanes)
+            yield samples, rows, left, right
 
-    def _write(self, index: int, samples: int, rows: int, names: list[str], left: Tensors, right: Tensors) -> None:
-        held = {f"{lane}{i}": t[name] for lane, t in (("d", left), ("c", right)) for i, name in enumerate(names)}
-        path = self.folder / f"{self.generation + 1:05d}-{index:06d}.npz"
-        np.savez(path, size=np.array([samples, rows]), **held)  # type: ignore[arg-type]
+    def _write(self, index: int, samples: int, rows: int, left: Sequence[Tensors]) -> None:
+        """Write one array after the other into a file: an .npz would take a checksum of each."""
+        with (self.folder / f"{self.generation + 1:05d}-{index:06d}.npy").open("wb") as file:
+            for array in (np.array([samples, rows]), *(array for tensors in left for array in tensors.values())):
+                np.save(file, array, allow_pickle=False)
 
     def _forget(self) -> None:
-        for path in self.folder.glob(f"{self.generation:05d}-*.npz"):
+        for path in self.folder.glob(f"{self.generation:05d}-*.npy"):
             path.unlink()
 
 
