@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from sparsify import Context, Dataset, Model, RequestError, Sample
 from sparsify.recipe import parse_recipe
+from sparsify_onnx.alone import measure_alone
+from sparsify_onnx.equalization import EqualizationModifier
 from sparsify_onnx.graph import initializers, weight_layers, write_initializer
 from sparsify_onnx.loader import load
 from sparsify_onnx.quantization import QuantizationModifier
 from sparsify_onnx.runtime import executed
-from sparsify_onnx.smoothing import SmoothQuantModifier, find_factors, has_norms
+from sparsify_onnx.smoothing import SmoothQuantModifier, find_factors, needs_nodes
 
 from tests.onnx import models
 from tests.onnx.models import Builder
@@ -146,9 +149,12 @@ def test_int8_errs_less_where_a_channel_stands_out(form: str, post: bool, tmp_pa
         write_initializer(model, f"{name}.weight", weight)
     dense = load(models.save(model, tmp_path))
     context = Context(models.dataset(dense.value, 64), batch_size=8, threads=1)
-    plain = QuantizationModifier().apply(dense, context)
-    result = QuantizationModifier().apply(smooth(dense, 64), context)
-    assert error(result.value, dense.value) < 0.6 * error(plain.value, dense.value)
+    plain = QuantizationModifier(equalize=False).apply(dense, context)
+    for result in (
+        QuantizationModifier(equalize=False).apply(smooth(dense, 64), context),
+        *(() if post else (QuantizationModifier().apply(dense, context),)),  # which smooths what costs no node
+    ):
+        assert error(result.value, dense.value) < 0.6 * error(plain.value, dense.value)
     counts = [executed(models.save(model.value, tmp_path, "int8.onnx"), 1) for model in (plain, result)]
     assert counts[0] == counts[1] == (6, 0)
 
@@ -270,14 +276,39 @@ def test_weights_that_are_rounded_already_are_left_alone() -> None:
 
 
 def test_a_convolution_net_has_nothing_to_smooth() -> None:
-    assert not has_norms(models.conv_net())
-    assert has_norms(block("rms", post=True))
+    assert not needs_nodes(models.conv_net())
     with pytest.raises(RequestError) as caught:
         smooth(models.conv_net())
     assert caught.value.lines() == (
         "error: SmoothQuantModifier finds no INT8 layer that reads a normalisation and has weights of its own\n"
         "fix: remove it, put it before the modifier that rounds weights, or shorten its `ignore`"
     )
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("post", [False, True])
+def test_equalizing_smooths_what_costs_no_node(form: str, post: bool) -> None:
+    dense = block(form, post=post, spread=50)
+    context = Context(models.dataset(dense, 12), batch_size=4, threads=1)
+    result = EqualizationModifier().apply(Model("onnx", dense), context)
+    assert result.facts["smoothed"] == (("up", "head") if post else ("left", "right", "up", "head"))
+    assert not added(dense, result.value)
+    assert error(result.value, dense) < 1e-4
+    assert needs_nodes(dense) == post
+    again = EqualizationModifier().apply(result, context)
+    assert again.facts["smoothed"] == result.facts["smoothed"]
+    once = EqualizationModifier().apply(smooth(dense), context)
+    assert once.facts["smoothed"] == ("left", "right", "up", "head")
+
+
+def test_a_smoothed_layer_is_measured_alone_in_its_own_units() -> None:
+    dense = Model("onnx", block(post=True, spread=50, length=6))
+    samples = models.dataset(dense.value, 12)
+    quantized = QuantizationModifier().apply(smooth(dense), Context(samples, batch_size=4, threads=1))
+    for name, figures in measure_alone(dense, quantized, samples, 4).items():
+        assert figures["isolated_db"] > 25, name
+    forgotten = replace(quantized, facts={**quantized.facts, "input_scales": {}})
+    assert measure_alone(dense, forgotten, samples, 4)["left"]["isolated_db"] < 10
 
 
 def test_a_pattern_without_a_match_and_a_run_without_samples_are_refused() -> None:

@@ -17,13 +17,18 @@ from sparsify_onnx.equalize import choose_factors, equalize, find_channels
 from sparsify_onnx.graph import Floats
 from sparsify_onnx.placement import place
 from sparsify_onnx.preparation import own_constants
+from sparsify_onnx.smoothing import smooth_for_free
 from sparsify_onnx.solution import fingerprint
 
 Factors = dict[str, Floats]
 
 
 class EqualizationModifier(BaseModel):
-    """Even out the channels that will share one activation grid, before weights are pruned and rounded."""
+    """Even out the channels that will share one activation grid, before weights are pruned and rounded.
+
+    Those that a normalisation gives to a MatMul or Gemm are evened out too where its own constants can take the
+    factors, which costs no time later; SmoothQuantModifier does so everywhere.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,7 +38,7 @@ class EqualizationModifier(BaseModel):
         facts: `channel_scales` and `input_scales`, what each layer's output and input channels were divided by. Raises
         StageError for NaN activations.
         """
-        model = look_at_samples(model, context)
+        model = smooth_for_free(look_at_samples(model, context), context)
         shapes: Shapes = model.facts.get("shapes", {})
         value = own_constants(model.value)
         name = f"equalize-{fingerprint(model.value, '', context)}"
@@ -45,7 +50,13 @@ class EqualizationModifier(BaseModel):
         equalize(value, outputs, inputs)
         if outputs:
             context.note(f"equalized the channels of {len(outputs)} layers")
+        inputs = multiplied(model.facts.get("input_scales", {}), inputs)
         return Model("onnx", value, {**model.facts, "channel_scales": outputs, "input_scales": inputs})
+
+
+def multiplied(first: Mapping[str, Floats], second: Mapping[str, Floats]) -> Factors:
+    """Join factors by name; what has some in both is scaled by both."""
+    return {**first, **{name: first.get(name, np.float32(1)) * factors for name, factors in second.items()}}
 
 
 def _measure(model: onnx.ModelProto, context: Context, shapes: Shapes) -> tuple[Factors, Factors]:

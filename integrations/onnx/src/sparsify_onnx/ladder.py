@@ -14,7 +14,7 @@ from sparsify import Model, Recipe, Search, Step
 
 from sparsify_onnx.alone import drifts_alone
 from sparsify_onnx.attempts import Attempt, attempt, drop, keep
-from sparsify_onnx.smoothing import has_norms
+from sparsify_onnx.smoothing import needs_nodes
 
 PRUNING, INT8 = "SparseGPTModifier", "QuantizationModifier"
 KL_GAIN = 0.98  # a rung pays that leaves less of the divergence than this
@@ -50,8 +50,8 @@ def ranges(search: Search, best: Attempt) -> Attempt:
 
 
 def smoothing(search: Search, best: Attempt) -> Attempt:
-    """Move the outliers of normalised activations into the weights that read them, where there are such."""
-    if "SmoothQuantModifier" in {step.name for step in best.recipe.steps} or not has_norms(search.loaded.model.value):
+    """Move the outliers of normalised activations into weights where that takes nodes of its own."""
+    if "SmoothQuantModifier" in {step.name for step in best.recipe.steps} or not needs_nodes(search.loaded.model.value):
         return best
     step = Step("SmoothQuantModifier", "post-training", {}, best.recipe.steps[0].group)
     recipe = replace(best.recipe, steps=(step, *best.recipe.steps))

@@ -22,6 +22,8 @@ from sparsify_onnx.preparation import ignored_nodes, own_constants
 from sparsify_onnx.smooth_sites import Site, find_sites, group_sites
 from sparsify_onnx.targets import as_names
 
+# KL of MiniLM in INT8, in nats: 0.0061 without, 0.0051, 0.0045, 0.0043 and 0.0041 at 0.3, 0.5, 0.65 and 0.8
+FREE = 0.65
 WIDEST = 1e5  # of factors around their mean: float32 keeps what they scale
 
 
@@ -42,14 +44,11 @@ class SmoothQuantModifier(BaseModel):
     def apply(self, model: Model, context: Context) -> Model:
         """Return a float model of the same function.
 
-        facts: `smoothed`, the layers whose inputs were scaled. Raises RequestError where there is nothing to smooth or
-        a pattern has no match, StageError for NaN activations.
+        facts: `smoothed`, the layers whose inputs were scaled; `input_scales`, what they were divided by. Raises
+        RequestError where there is nothing to smooth or a pattern has no match, StageError for NaN activations.
         """
-        shapes: Shapes = model.facts.get("shapes", {})
         value = own_constants(model.value)
-        layers = place(value, ignored_nodes(value, self.ignore), shapes).layers
-        rounded = model.facts.get("weight_scales", {})
-        groups = group_sites(value, find_sites(value, [layer for layer in layers if layer.name not in rounded]))
+        groups = _find_groups(model, value, self.ignore)
         if not groups:
             raise RequestError(
                 "SmoothQuantModifier finds no INT8 layer that reads a normalisation and has weights of its own",
@@ -59,34 +58,65 @@ class SmoothQuantModifier(BaseModel):
             raise RequestError(
                 "SmoothQuantModifier has no calibration samples", fix="give at least one, with --calibration-samples"
             )
-        tensors = [site.tensor for group in groups for site in group]
-        peaks = measure_peaks(value, tensors, context, shapes, axis=-1)
-        inserted: dict[str, str] = {}
-        for group in groups:
-            inserted |= _smooth(value, group, peaks, self.smoothing_strength)
-        drop_dead(value)
-        smoothed = tuple(layer.name for group in groups for site in group for layer in site.layers)
-        how = f"{len(inserted)} by a Mul of their own" if inserted else "all within normalisations"
-        context.note(f"smoothed the inputs of {len(smoothed)} layers: {len(tensors)} tensors, {how}")
-        facts = {
-            **model.facts,
-            "smoothed": (*model.facts.get("smoothed", ()), *smoothed),
-            "shapes": {**shapes, **{new: shapes[old] for new, old in inserted.items() if old in shapes}},
-        }
-        return Model("onnx", value, facts)
+        return _smooth_groups(model, value, groups, context, self.smoothing_strength)
 
 
-def has_norms(model: onnx.ModelProto) -> bool:
-    """Say whether SmoothQuantModifier would find anything to do."""
-    return bool(group_sites(model, find_sites(model, place(model).layers)))
+def smooth_for_free(model: Model, context: Context) -> Model:
+    """Smooth where a normalisation's own constants take the factors, so that nothing is added to the graph."""
+    value, done = own_constants(model.value), set(model.facts.get("smoothed", ()))
+    groups = [
+        group
+        for group in _find_groups(model, value, ())
+        if all(site.folds and done.isdisjoint(layer.name for layer in site.layers) for site in group)
+    ]
+    return _smooth_groups(model, value, groups, context, FREE) if groups and len(context.calibration) else model
+
+
+def needs_nodes(model: onnx.ModelProto) -> bool:
+    """Say whether SmoothQuantModifier would find more to do than `smooth_for_free`."""
+    groups = group_sites(model, find_sites(model, place(model).layers))
+    return any(not site.folds for group in groups for site in group)
+
+
+def _find_groups(model: Model, value: onnx.ModelProto, ignore: Sequence[str]) -> list[list[Site]]:
+    """Find the sites in layers whose weights are not rounded yet."""
+    layers = place(value, ignored_nodes(value, ignore), model.facts.get("shapes", {})).layers
+    rounded = model.facts.get("weight_scales", {})
+    return group_sites(value, find_sites(value, [layer for layer in layers if layer.name not in rounded]))
+
+
+def _smooth_groups(
+    model: Model, value: onnx.ModelProto, groups: Sequence[Sequence[Site]], context: Context, strength: float
+) -> Model:
+    """Smooth groups in place."""
+    shapes: Shapes = model.facts.get("shapes", {})
+    tensors = [site.tensor for group in groups for site in group]
+    peaks = measure_peaks(value, tensors, context, shapes, axis=-1)
+    inserted, scales = dict[str, str](), dict[str, Floats](model.facts.get("input_scales", {}))
+    for group in groups:
+        added, factors = _smooth(value, group, peaks, strength)
+        inserted |= added
+        names = [layer.name for site in group for layer in site.layers]
+        scales |= {name: factors * scales.get(name, np.float32(1)) for name in names}
+    drop_dead(value)
+    smoothed = tuple(layer.name for group in groups for site in group for layer in site.layers)
+    how = f"{len(inserted)} by a Mul of their own" if inserted else "all within normalisations"
+    context.note(f"smoothed the inputs of {len(smoothed)} layers: {len(tensors)} tensors, {how}")
+    facts = {
+        **model.facts,
+        "smoothed": (*model.facts.get("smoothed", ()), *smoothed),
+        "input_scales": scales,
+        "shapes": {**shapes, **{new: shapes[old] for new, old in inserted.items() if old in shapes}},
+    }
+    return Model("onnx", value, facts)
 
 
 def _smooth(
     model: onnx.ModelProto, group: Sequence[Site], peaks: Mapping[str, Floats], strength: float
-) -> dict[str, str]:
+) -> tuple[dict[str, str], Floats]:
     """Scale the weights of a group in place, and its tensors inversely.
 
-    Returns the tensors that a Mul scales, by the name they have after it.
+    Returns the tensors that a Mul scales, by the name they have after it, and the factors.
     """
     by_weight = {layer.weight: layer for site in group for layer in site.layers}
     matrices = [(layer, read_matrix(model, layer)) for layer in by_weight.values()]
@@ -98,7 +128,8 @@ def _smooth(
         for node, index in site.folds:
             held = numpy_helper.to_array(initializers(model)[node.input[index]])
             node.input[index] = _add_constant(model, f"{node.input[index]}.smooth", (held / factors).astype(np.float32))
-    return {_insert(model, site, np.reciprocal(factors)): site.tensor for site in group if not site.folds}
+    added = {_insert(model, site, np.reciprocal(factors)): site.tensor for site in group if not site.folds}
+    return added, factors
 
 
 def find_factors(peaks: Floats, columns: Floats, strength: float) -> Floats:
