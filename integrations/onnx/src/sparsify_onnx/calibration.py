@@ -26,6 +26,7 @@ from sparsify_onnx.symmetric import add_gram
 BATCH_BYTES = 128 << 20  # of exposed tensors held at once
 HESSIAN_BYTES = 256 << 20  # above it, a layer is rounded to nearest, and layers take turns
 WIDE = 2048  # inputs above which float32 must do
+WIDEST = 5120  # inputs above which a layer is rounded to nearest: at 7,168 each took a minute, of two cores
 HESSIAN_ROWS = 16384  # rows gathered for each layer
 FEW = 128  # samples that means and peaks are taken from
 Tensors = Mapping[str, NDArray[np.float32]]
@@ -178,7 +179,7 @@ def _turns(layers: Sequence[WeightLayer], most: int) -> list[list[WeightLayer]]:
     room = 0
     for layer in layers:
         size = hessian_bytes(layer)
-        if size > most:
+        if too_wide(layer, most):
             continue
         if size > room:
             turns.append([])
@@ -191,6 +192,11 @@ def _turns(layers: Sequence[WeightLayer], most: int) -> list[list[WeightLayer]]:
 def hessian_bytes(layer: WeightLayer) -> int:
     """Return what a layer's Hessian takes in memory."""
     return layer.group * inputs(layer) ** 2 * np.dtype(_precision(layer)).itemsize
+
+
+def too_wide(layer: WeightLayer, most: int) -> bool:
+    """Say whether a layer is rounded to nearest: its Hessian takes more than `most` bytes, or minutes to factor."""
+    return hessian_bytes(layer) > most or inputs(layer) > WIDEST
 
 
 def hessian_limit(context: Context) -> int:

@@ -16,7 +16,7 @@ from sparsify import Context, Model, RequestError
 
 from sparsify_onnx.affine import read_bias, write_affine
 from sparsify_onnx.biases import spread_biases
-from sparsify_onnx.calibration import Shapes, hessian_bytes, hessian_limit, in_order, measure
+from sparsify_onnx.calibration import Shapes, hessian_limit, in_order, measure, too_wide
 from sparsify_onnx.columns import column_order
 from sparsify_onnx.correction import measure_shifts
 from sparsify_onnx.coverage import COVERAGE, check_ranges, look_at_samples
@@ -103,7 +103,7 @@ class QuantizationModifier(BaseModel):
         written = write_qdq(value, place(value, ignored, shapes), solution.grids, solution.weights)
         tables = round_tables(written, {**placement.excluded, **dict.fromkeys(ignored, "ignored")})
         round_weights(written, [name for name, reason in placement.reasons.items() if reason == WEIGHT_ONLY], given)
-        wide = [layer.name for layer in placement.layers if hessian_bytes(layer) > hessian_limit(context)]
+        wide = [layer.name for layer in placement.layers if too_wide(layer, hessian_limit(context))]
         notes = (*_notes(placement, wide if self.feedback else []), *tables.notes(), *warnings)
         for line in notes:
             context.note(line)
@@ -230,7 +230,7 @@ def _notes(placement: Placement, wide: Sequence[str]) -> tuple[str, ...]:
     line = f"INT8: {len(placement.layers)} layers, {len(placement.tensors)} activation grids"
     lines = [line]
     lines += [f"left in float: {_count_reasons(left)}"] if left else []
-    lines += [f"too wide for the memory allowed, rounded to nearest: {', '.join(wide)}"] if wide else []
+    lines += [f"too wide for the memory or the time allowed, rounded to nearest: {', '.join(wide)}"] if wide else []
     lines += [f"{len(placement.exact)} INT8 layers give floats to heads and Softmax"] if placement.exact else []
     kept = _count_reasons(placement.excluded)
     return (*lines, f"not rounded between layers: {kept}") if placement.excluded else tuple(lines)
