@@ -15,9 +15,11 @@ _PUBLIC = {
     "contracts": "Checkpoint Context Data DataRequest DatasetLoader Description Layer Metric Model ModelFormat "
     "NoCheckpoint RecipeGenerator Score Session TensorSpec UseCase",
     "data": "Batch Dataset Sample",
+    "deployment": "Deployment read_deployment",
     "errors": "ExitCode MissingLibraryError PluginError RequestError SparsifyError StageError UnreadableSample",
     "experiment": "Experiment make_experiment",
     "hooks": "Entry hookimpl",
+    "inference": "Pipeline",
     "levels": "target_sparsity",
     "metrics": "class_ids class_scores",
     "pipeline": "Result",

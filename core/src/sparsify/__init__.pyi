@@ -7,11 +7,14 @@ from sparsify.contracts import *  # noqa: F403
 from sparsify.data import Batch as Batch
 from sparsify.data import Dataset as Dataset
 from sparsify.data import Sample as Sample
+from sparsify.deployment import Deployment as Deployment
+from sparsify.deployment import read_deployment as read_deployment
 from sparsify.errors import *  # noqa: F403
 from sparsify.experiment import Experiment as Experiment
 from sparsify.experiment import make_experiment as make_experiment
 from sparsify.hooks import Entry as Entry
 from sparsify.hooks import hookimpl as hookimpl
+from sparsify.inference import Pipeline as Pipeline
 from sparsify.levels import target_sparsity as target_sparsity
 from sparsify.metrics import class_ids as class_ids
 from sparsify.metrics import class_scores as class_scores

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sparsify.data import Dataset
+    from sparsify.deployment import Deployment
     from sparsify.experiment import Experiment
     from sparsify.recipe import Recipe
     from sparsify.search import Search
@@ -36,6 +37,12 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int | str | None, ...]
+
+
+def fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
+    """Return the batch size that a model prescribes, None where it takes any."""
+    first = next(iter(inputs[0].shape), None)
+    return first if isinstance(first, int) else None
 
 
 @dataclass(frozen=True)
@@ -141,13 +148,17 @@ class UseCase:
     metrics: evaluators computed where there are targets, the deciding one first. check(data, description) raises
     RequestError where data and model do not fit. readme(data, description) gives deployment/README.md with a sample
     that runs. picture(data, key) gives a small PNG of a sample for the report, or nothing where it cannot be seen; the
-    only split of `data` is the one that holds the key.
+    only split of `data` is the one that holds the key. prepare(raw, deployment) turns what a user of the deployment
+    holds, such as a path or an image, into one sample's inputs; interpret(outputs, deployment) turns one sample's
+    outputs into a result. Both know of the model what the folder's files say.
     """
 
     metrics: tuple[str, ...]
     check: Callable[[Data, Description], None]
     readme: Callable[[Data, Description], str]
     picture: Callable[[Data, str], bytes] | None = None
+    prepare: Callable[[Any, Deployment], Arrays] | None = None
+    interpret: Callable[[Arrays, Deployment], Any] | None = None
 
 
 @dataclass(frozen=True)

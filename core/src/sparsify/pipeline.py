@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from sparsify.applying import convert, make_context
 from sparsify.confidence import show_examples
-from sparsify.contracts import Data, DataRequest, Model, TensorSpec
+from sparsify.contracts import Data, DataRequest, Model, fixed_batch
 from sparsify.errors import RequestError, StageError
 from sparsify.evaluation import evaluate
 from sparsify.experiment import Experiment
@@ -122,12 +122,6 @@ def load(plan: Plan, talk: Talk) -> Loaded:
     size = batch or min(most, BATCH)
     before = Outputs(room=memory // 8 or OUTPUT_BYTES)
     return Loaded(model, description, data, splits, metrics, size, batch is not None, memory, before)
-
-
-def fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
-    """Return the batch size that a model prescribes, None where it takes any."""
-    first = next(iter(inputs[0].shape), None)
-    return first if isinstance(first, int) else None
 
 
 def _held_out(plan: Plan, request: DataRequest, data: Data) -> Data | None:

@@ -38,7 +38,8 @@ FUNCTIONS: Mapping[str, str] = {
     "runtimes": "path threads",
 }
 RECORDS: Mapping[str, tuple[type[Any], Mapping[str, str]]] = {
-    "use_cases": (UseCase, {"check": "data description", "readme": "data description", "picture": "data key"}),
+    "use_cases": (UseCase, {"check": "data description", "readme": "data description", "picture": "data key",
+                            "prepare": "raw deployment", "interpret": "outputs deployment"}),
     "dataset_loaders": (DatasetLoader, {"recognises": "path", "load": "request"}),
     "model_loaders": (
         ModelFormat, {"load": "path", "save": "model path", "describe": "model",

@@ -53,13 +53,13 @@ class ImageReader:
 
     def __call__(self, key: str) -> Sample:
         """Read one sample; raises UnreadableSample."""
-        with _opened(self.root / key) as image:
+        with opened(self.root / key) as image:
             tensor = preprocess(self.description, image)
         return Sample({self.name: tensor}, self.targets[key])
 
     def thumbnail(self, key: str, side: int) -> bytes:
         """Return the image as a PNG of at most `side` x `side` pixels, upright; raises UnreadableSample."""
-        with _opened(self.root / key) as image:
+        with opened(self.root / key) as image:
             small = recolour(image, "RGB")
             longest = SLIM * min(small.size)
             small = centre_crop(small, min(small.height, longest), min(small.width, longest))
@@ -70,7 +70,8 @@ class ImageReader:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image file, for a `with` block; raises UnreadableSample for whatever is wrong with it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of odd metadata, a line an image

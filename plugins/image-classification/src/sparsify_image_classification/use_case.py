@@ -6,6 +6,7 @@ import math
 
 from sparsify import Data, Description, RequestError, UseCase
 
+from sparsify_image_classification.classification import interpret, prepare
 from sparsify_image_classification.readme import readme
 
 THUMBNAIL = 96  # pixels
@@ -33,4 +34,6 @@ def check(data: Data, description: Description) -> None:
         )
 
 
-USE_CASE = UseCase(metrics=("accuracy", "top5"), check=check, readme=readme, picture=picture)
+USE_CASE = UseCase(
+    metrics=("accuracy", "top5"), check=check, readme=readme, picture=picture, prepare=prepare, interpret=interpret
+)

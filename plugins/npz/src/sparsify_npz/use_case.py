@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from sparsify import Data, Description, RequestError, TensorSpec, UnreadableSample, UseCase
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
-from sparsify_npz.conform import check_keys, show
+import numpy as np
+from numpy.typing import NDArray
+from sparsify import Data, Deployment, Description, RequestError, TensorSpec, UnreadableSample, UseCase
+
+from sparsify_npz.archive import read_archive
+from sparsify_npz.conform import LABEL, check_keys, show
 
 README = """# {title}
 
@@ -77,4 +85,21 @@ def _table(specs: tuple[TensorSpec, ...]) -> str:
     return "\n".join(["| name | dtype | shape |", "|---|---|---|", *rows])
 
 
-CUSTOM = UseCase(metrics=("accuracy",), check=check, readme=readme)
+def prepare(raw: Any, deployment: Deployment) -> Mapping[str, NDArray[Any]]:
+    """Take one sample: a mapping of arrays by input name, an NPZ file's path, or an array where there is one input."""
+    if isinstance(raw, str | PathLike):
+        raw = read_archive(Path(raw))
+    elif isinstance(raw, np.ndarray) and len(deployment.inputs) == 1:
+        raw = {deployment.inputs[0].name: raw}
+    if not isinstance(raw, Mapping):
+        names = ", ".join(spec.name for spec in deployment.inputs)
+        raise RequestError(f"a sample cannot be {type(raw).__name__}", fix=f"give arrays by input name: {names}")
+    return {name: np.asarray(array) for name, array in raw.items() if name != LABEL}
+
+
+def interpret(outputs: Mapping[str, NDArray[Any]], deployment: Deployment) -> Mapping[str, NDArray[Any]]:
+    """Return one sample's outputs as they are."""
+    return dict(outputs)
+
+
+CUSTOM = UseCase(metrics=("accuracy",), check=check, readme=readme, prepare=prepare, interpret=interpret)
