@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from sparsify_onnx.describe import describe
 from sparsify_onnx.drift import affordable, drift_from, spread
 from sparsify_onnx.equalize import rescale
 from sparsify_onnx.graph import Floats, WeightLayer, initializers, producers, weight_layers
+from sparsify_onnx.memory import TWIN_BYTES, by_weight
 from sparsify_onnx.ranges import LEVELS
 
 MARK = "_alone"
@@ -39,13 +41,15 @@ class Parts:
     inputs: Floats | None
 
 
-def find_parts(reference: Model, candidate: Model) -> dict[str, tuple[WeightLayer, Parts]]:
-    """Match the layers of both models by name; layers that the candidate no longer has are left out."""
+def find_parts(reference: Model, candidate: Model, names: Collection[str] = ()) -> dict[str, tuple[WeightLayer, Parts]]:
+    """Match the layers of both models by name, all or those named; what the candidate no longer has is left out."""
     model: onnx.ModelProto = candidate.value
     nodes, makers, held = {node.name: node for node in model.graph.node}, producers(model), initializers(model)
     scales = [candidate.facts.get(key, {}) for key in ("channel_scales", "input_scales")]
     found: dict[str, tuple[WeightLayer, Parts]] = {}
     for layer in weight_layers(reference.value):
+        if names and layer.name not in names:
+            continue
         node = nodes.get(layer.name)
         weight = _floats(node.input[layer.weight_input], makers, held) if node else None
         if (
@@ -145,9 +149,21 @@ def _inverse(factors: Floats | None) -> NDArray[np.float64] | None:
 def measure_alone(reference: Model, candidate: Model, dataset: Dataset, batch_size: int) -> dict[str, dict[str, float]]:
     """Return by layer `isolated_db`, the SQNR of its output when it alone is compressed, and `saturation`.
 
-    saturation is the share of its input's values beyond the grid. Memory is one batch of the layers' tensors.
+    saturation is the share of its input's values beyond the grid. Memory is one batch of the layers' tensors, and the
+    weights of some layers.
     """
-    found = find_parts(reference, candidate)
+    figures: dict[str, dict[str, float]] = {}
+    for group in by_weight(weight_layers(reference.value), lambda layer: 4 * prod(layer.shape), TWIN_BYTES):
+        figures |= _measure_group(reference, candidate, [layer.name for layer in group], dataset, batch_size)
+    return figures
+
+
+def _measure_group(
+    reference: Model, candidate: Model, wanted: Collection[str], dataset: Dataset, batch_size: int
+) -> dict[str, dict[str, float]]:
+    found = find_parts(reference, candidate, wanted)
+    if not found:
+        return {}
     both = onnx.ModelProto()
     both.CopyFrom(reference.value)
     twins = {name: add_twin(both, layer, parts) for name, (layer, parts) in found.items()}
@@ -159,10 +175,10 @@ def measure_alone(reference: Model, candidate: Model, dataset: Dataset, batch_si
         both, sorted(names), dataset, Context(dataset, batch_size=batch_size), shapes, "tracing layers"
     ):
         for name, (layer, parts) in found.items():
-            wanted, twin = moment.tensors[layer.output], moment.tensors[twins[name]]
+            exact, twin = moment.tensors[layer.output], moment.tensors[twins[name]]
             beyond, count = _beyond(moment.tensors[layer.input], layer, parts)
-            error = wanted.astype(np.float64) - twin
-            sums[name] += (float(np.vdot(wanted, wanted)), float(np.vdot(error, error)), beyond, count)
+            error = exact.astype(np.float64) - twin
+            sums[name] += (float(np.vdot(exact, exact)), float(np.vdot(error, error)), beyond, count)
     return {name: _figures(*total.tolist()) for name, total in sums.items()}
 
 
@@ -187,9 +203,7 @@ def _figures(signal: float, noise: float, beyond: float, count: float) -> dict[s
 
 def each_alone(reference: Model, candidate: Model, names: Collection[str] = ()) -> Iterator[tuple[str, Model]]:
     """Yield the original model with one layer compressed, layer by layer; all of them, or those named."""
-    for name, (layer, parts) in find_parts(reference, candidate).items():
-        if names and name not in names:
-            continue
+    for name, (layer, parts) in find_parts(reference, candidate, names).items():
         changed = onnx.ModelProto()
         changed.CopyFrom(reference.value)
         twin = add_twin(changed, layer, parts)

@@ -8,6 +8,7 @@ own error alone and corrections do not pile up.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from sparsify_onnx.affine import takes_bias
 from sparsify_onnx.calibration import Shapes, few, watch
 from sparsify_onnx.columns import outputs
 from sparsify_onnx.graph import WeightLayer, initializers, producers
+from sparsify_onnx.memory import TWIN_BYTES, by_weight, share
 from sparsify_onnx.placement import Placement
 
 SUFFIX = "_float_twin"
@@ -28,9 +30,21 @@ def measure_shifts(
     model: onnx.ModelProto, written: onnx.ModelProto, placement: Placement, context: Context, shapes: Shapes
 ) -> dict[str, NDArray[np.float32]]:
     """Return float minus rounded mean of each output channel, for each layer of a float model that takes a bias."""
+    found: dict[str, NDArray[np.float32]] = {}
     layers = [layer for layer in placement.layers if takes_bias(model, layer)]
-    if not layers:
-        return {}
+    for group in by_weight(layers, lambda layer: 4 * prod(layer.shape), share(context, TWIN_BYTES, 8)):
+        found |= _shifts(model, written, group, placement, context, shapes)
+    return found
+
+
+def _shifts(
+    model: onnx.ModelProto,
+    written: onnx.ModelProto,
+    layers: Sequence[WeightLayer],
+    placement: Placement,
+    context: Context,
+    shapes: Shapes,
+) -> dict[str, NDArray[np.float32]]:
     both, pairs = _with_twins(model, written, layers, placement)
     sums: dict[str, NDArray[np.float64]] = {}
     counts = dict.fromkeys(pairs, 0)

@@ -22,7 +22,7 @@ from sparsify_onnx.goals import Goal, find_goal
 from sparsify_onnx.graph import Floats, WeightLayer, model_inputs, reads
 from sparsify_onnx.hessian import Statistics, add_rows, empty
 from sparsify_onnx.joint import Options, solve_layer, sparsity_of
-from sparsify_onnx.memory import LAYER_BYTES, share, solver_bytes
+from sparsify_onnx.memory import LAYER_BYTES, by_weight, share, solver_bytes
 from sparsify_onnx.padding import Mask, Padding
 from sparsify_onnx.sessions import open_model
 from sparsify_onnx.stream import Moment, Stream, upstream
@@ -118,20 +118,11 @@ def levels(
             found.setdefault(level, []).append(layer)
             level += 1
         depth.update(dict.fromkeys(node.output, level))
-    return [part for level in sorted(found) for part in _split(found[level], most)]
+    return [part for level in sorted(found) for part in by_weight(found[level], _statistics_bytes, most)]
 
 
-def _split(layers: list[WeightLayer], most: int) -> Iterator[list[WeightLayer]]:
-    part: list[WeightLayer] = []
-    held = 0
-    for layer in layers:
-        size = 8 * (inputs(layer) + 1) * (layer.group * (inputs(layer) + 1) + outputs(layer))
-        if part and held + size > most:
-            yield part
-            part, held = [], 0
-        part, held = [*part, layer], held + size
-    if part:
-        yield part
+def _statistics_bytes(layer: WeightLayer) -> int:
+    return 8 * (inputs(layer) + 1) * (layer.group * (inputs(layer) + 1) + outputs(layer))
 
 
 def prune_level(

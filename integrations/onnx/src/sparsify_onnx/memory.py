@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import ceil, prod
 from pathlib import Path
+from typing import TypeVar
 
 import onnx
 from sparsify import Context, Model, RequestError
@@ -23,7 +24,10 @@ COPIES = 5  # of the weights: those of the original, of two steps, and of two se
 LEAST_BYTES = 64 << 20  # to work with
 BATCH_SHARE = 4  # activations of one batch, with what ONNX Runtime and NumPy need for them, take memory ÷ this
 LARGEST_BATCH = 8
+TWIN_BYTES = 256 << 20  # of the weights of layers that run beside those of a model at once
 LAYER_BYTES = 4 << 30  # of one layer's problem while it is solved, where no limit is set
+
+Item = TypeVar("Item")
 
 
 def fit(model: Model, limit: int) -> tuple[int, int]:
@@ -63,6 +67,19 @@ def _resident() -> int:
 def share(context: Context, usual: int, parts: int) -> int:
     """Return the bytes that one use may take: `usual`, or one of `parts` of the memory allowed where that is less."""
     return min(usual, context.memory // parts) if context.memory else usual
+
+
+def by_weight(items: Sequence[Item], size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:
+    """Cut a sequence into stretches of at most `most` bytes, or of one item that alone takes more."""
+    part: list[Item] = []
+    held = 0
+    for item in items:
+        if part and held + size(item) > most:
+            yield part
+            part, held = [], 0
+        part, held = [*part, item], held + size(item)
+    if part:
+        yield part
 
 
 def solver_bytes(layer: WeightLayer) -> int:

@@ -91,7 +91,7 @@ class QuantizationModifier(BaseModel):
         name = f"int8-{fingerprint(model.value, self.model_dump_json(), context)}"
         held = context.checkpoint.load(name)
         given = model.facts.get("weight_scales", {})
-        model = look_at_samples(model, context)
+        model = look_at_samples(Model("onnx", value, model.facts), context)  # the equalized copy is needed no more
         if held is None:
             with solver_threads(context.threads):
                 solution = _solve(value, placement, self, context, shapes, given)

@@ -11,12 +11,13 @@ from onnx import TensorProto, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from sparsify_onnx.graph import reads
-from sparsify_onnx.storage import is_heavy, stub, tensor_bytes, without_initializers
+from sparsify_onnx.storage import is_heavy, stub, tensor_bytes, weight_bytes, without_initializers
 
 # ONNX Runtime's exceptions share no base below Exception, and each version adds some
 ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)
 )
+PACKED_BYTES = 512 << 20  # of weights, above which ONNX Runtime keeps no second copy of them in its own order
 # what NumPy and ONNX Runtime both have
 SHARED = (
     TensorProto.FLOAT,
@@ -35,6 +36,8 @@ def open_model(
     options = _options(threads)
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if weight_bytes(model) > PACKED_BYTES:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     # solvers run between batches: idle threads that spin would take the cores from BLAS
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return _open(model, options, expose)
