@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+from sparsify import Session, StageError
 
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "PIL", "numpy", "scipy", "pydantic", "rich", "jinja2")
 
@@ -94,8 +97,21 @@ def test_doctor_finds_nothing_wrong_here() -> None:
     done = sparsify("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(done.stdout)}
     assert done.returncode == 0
-    assert checks["runtime onnxruntime"] == {"name": "runtime onnxruntime", "found": "installed", "fix": ""}
+    found = checks["runtime onnxruntime"]["found"]
+    assert found.endswith("runs float models in float32, INT8 models in int8")
+    assert found.startswith(version("onnxruntime"))
+    assert checks["runtime openvino"]["found"].endswith("INT8 models in int8")
     assert sparsify("check_environment", "--json").stdout == done.stdout
+
+
+def test_doctor_tries_each_runtime_rather_than_believe_its_name(tmp_path: Path) -> None:
+    from sparsify_onnx.doctor import try_runtime
+
+    def refuse(path: Path, threads: int) -> Session:
+        raise StageError(f"it cannot open {path.name}", fix="install another")
+
+    check = try_runtime("runtime odd", lambda: refuse)
+    assert (check.found, check.fix) == ("it cannot open float.onnx", "install another")
 
 
 def test_doctor_names_clashing_packages() -> None:

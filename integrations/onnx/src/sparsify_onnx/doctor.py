@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from sparsify import ExitCode, Plugins, install_command, load_plugins, missing
+from sparsify import ExitCode, Plugins, Session, SparsifyError, install_command, load_plugins, missing
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
@@ -52,12 +55,30 @@ def examine(plugins: Plugins) -> Iterator[Check]:
         yield Check(f"plugin {plugin.name}", found, fix)
     runtimes = plugins.offers("runtimes")
     for offer in runtimes:
-        absent = missing(offer.entry)
-        found, fix = (f"needs {', '.join(absent)}", install_command(absent)) if absent else ("installed", "")
-        yield Check(f"runtime {offer.entry.name}", found, fix)
+        absent, name = missing(offer.entry), f"runtime {offer.entry.name}"
+        if absent:
+            yield Check(name, f"needs {', '.join(absent)}", install_command(absent))
+        else:
+            yield try_runtime(name, partial(plugins.load, "runtimes", offer.entry.name))
     if not runtimes:
         yield Check("runtime", "none installed", "pip install sparsify-onnx")
     yield clash({row.metadata["Name"].lower() for row in distributions() if row.metadata["Name"]})
+
+
+def try_runtime(name: str, load: Callable[[], Callable[..., Session]]) -> Check:
+    """Open a small model in float and in INT8, and tell what the runtime makes of each."""
+    from sparsify_onnx.probe import write_probes
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="sparsify-") as folder:
+            facts = []
+            for path in write_probes(Path(folder)):
+                with closing(load()(path, 1)) as session:
+                    facts.append(dict(session.facts))
+    except SparsifyError as error:
+        return Check(name, error.problem, error.fix)
+    plain, int8 = (fact.get("precision") or "a precision that it does not tell" for fact in facts)
+    return Check(name, f"{facts[0].get('version', 'installed')}, runs float models in {plain}, INT8 models in {int8}")
 
 
 def clash(installed: set[str]) -> Check:
