@@ -58,7 +58,11 @@ def run(
         plan = resolve(experiment, plugins, resume=resume)
         open_folder(plan, talk)
     with timed("load"):
-        loaded = load(plan, talk)
+        try:
+            loaded = load(plan, talk)
+        except RequestError:
+            discard(plan, talk)
+            raise
     with timed("baseline"):
         measure_baseline(plan, loaded, talk)
     with timed("recipe"):
@@ -86,6 +90,13 @@ def open_folder(plan: Plan, talk: Talk) -> None:
         record(plan)
     talk.attach(plan.folder.path / "logs")
     talk.say(f"run folder: {plan.folder.path}")
+
+
+def discard(plan: Plan, talk: Talk) -> None:
+    """Take away the folder of a run that could not begin, so that the mended request may name it again."""
+    if not plan.resume:
+        talk.logs = None
+        shutil.rmtree(plan.folder.path, ignore_errors=True)
 
 
 def record(plan: Plan, **found: Any) -> None:
