@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -12,11 +12,13 @@ from sparsify.contracts import Arrays, Session, TensorSpec, UseCase, fixed_batch
 from sparsify.data import Dataset, Sample
 from sparsify.deployment import Deployment, read_deployment
 from sparsify.errors import RequestError, UnreadableSample
+from sparsify.pipeline import BATCH
 from sparsify.plugins import Plugins, load_plugins, load_target
 from sparsify.resolve import require
 from sparsify.use_cases import resolve_use_case
 
-BATCH = 8
+Prepare = Callable[[Any, Deployment], Arrays]
+Interpret = Callable[[Arrays, Deployment], Any]
 
 
 class Pipeline(AbstractContextManager["Pipeline"]):
@@ -26,8 +28,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     classification, mappings of arrays become mappings of arrays in a custom use case.
     """
 
-    def __init__(self, deployment: Deployment, use_case: UseCase, session: Session, batch_size: int) -> None:
-        self.deployment, self.use_case, self.session, self.batch_size = deployment, use_case, session, batch_size
+    def __init__(
+        self, deployment: Deployment, prepare: Prepare, interpret: Interpret, session: Session, batch_size: int
+    ) -> None:
+        self.deployment, self.prepare, self.interpret = deployment, prepare, interpret
+        self.session, self.batch_size = session, batch_size
 
     @classmethod
     def create(
@@ -52,7 +57,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             raise RequestError(problem, fix="run the sample in the folder's README.md")
         require(plugins.find("runtimes", runtime))
         session = plugins.load("runtimes", runtime)(found.model, threads)
-        return cls(found, task, session, fixed_batch(found.inputs) or batch_size)
+        return cls(found, task.prepare, task.interpret, session, fixed_batch(found.inputs) or batch_size)
 
     def __call__(self, raw: Any) -> Any:
         """Give one result for one raw input, a list of results for a list or tuple of them.
@@ -65,19 +70,17 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def stream(self, raw: Sequence[Any]) -> Iterator[Any]:
         """Yield the results one after the other, holding one batch at a time."""
-        assert self.use_case.interpret is not None  # noqa: S101 - create() has refused it
         batches = Dataset(tuple(map(str, range(len(raw)))), lambda key: self._prepare(raw[int(key)]))
         for batch in batches.batches(self.batch_size, pad=fixed_batch(self.deployment.inputs) is not None):
             rows = len(next(iter(batch.inputs.values())))
             found = self.session.run(batch.inputs)
             outputs = {name: array for name, array in found.items() if array.ndim and len(array) == rows}
             for row in range(len(batch.keys)):
-                yield self.use_case.interpret({name: array[row] for name, array in outputs.items()}, self.deployment)
+                yield self.interpret({name: array[row] for name, array in outputs.items()}, self.deployment)
 
     def _prepare(self, raw: Any) -> Sample:
-        assert self.use_case.prepare is not None  # noqa: S101 - create() has refused it
         try:
-            inputs = self.use_case.prepare(raw, self.deployment)
+            inputs = self.prepare(raw, self.deployment)
         except UnreadableSample as error:  # which a dataset would leave out, and the results shift by one
             raise RequestError(error.problem, fix=error.fix) from error
         check_inputs(inputs, self.deployment.inputs)

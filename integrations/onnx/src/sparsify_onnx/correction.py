@@ -7,7 +7,7 @@ own error alone and corrections do not pile up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -106,6 +106,3 @@ def _add(
             twin.input[place] = copy
     both.graph.node.append(twin)
     return name
-
-
-Shifts = Mapping[str, NDArray[np.float32]]

@@ -89,10 +89,8 @@ def alps(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, start: Mat
     wanted: Floating = (problem.target * scale).astype(kind) @ _scaled(problem.hessian, scale, hessian)
     copy, gap = (start * scale).astype(kind), np.zeros(start.shape, dtype=kind)
     mask, bound, last = start != 0, bool(fixed.any()), TIES[0]
-    pulled, moved = (
-        np.empty_like(copy),
-        np.empty_like(copy),
-    )  # new arrays for each step would cost more than the product
+    # new arrays for each step would cost more than the product
+    pulled, moved = np.empty_like(copy), np.empty_like(copy)
     stages, steps = _schedule(*start.shape)
     for tie in np.geomspace(*TIES, stages, dtype=kind):
         np.fill_diagonal(_scaled(problem.hessian, scale, hessian), 1 + tie)
