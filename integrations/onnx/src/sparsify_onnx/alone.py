@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from sparsify_onnx.describe import describe
 from sparsify_onnx.drift import affordable, drift_from, spread
 from sparsify_onnx.equalize import rescale
 from sparsify_onnx.graph import Floats, WeightLayer, initializers, producers, weight_layers
-from sparsify_onnx.memory import TWIN_BYTES, by_weight
+from sparsify_onnx.memory import TWIN_BYTES, by_weight, float_bytes
 from sparsify_onnx.ranges import LEVELS
 
 MARK = "_alone"
@@ -153,7 +152,7 @@ def measure_alone(reference: Model, candidate: Model, dataset: Dataset, batch_si
     weights of some layers.
     """
     figures: dict[str, dict[str, float]] = {}
-    for group in by_weight(weight_layers(reference.value), lambda layer: 4 * prod(layer.shape), TWIN_BYTES):
+    for group in by_weight(weight_layers(reference.value), float_bytes, TWIN_BYTES):
         figures |= _measure_group(reference, candidate, [layer.name for layer in group], dataset, batch_size)
     return figures
 

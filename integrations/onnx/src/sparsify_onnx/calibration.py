@@ -18,7 +18,7 @@ from sparsify_onnx.describe import fixed_batch
 from sparsify_onnx.drift import spread
 from sparsify_onnx.graph import WeightLayer
 from sparsify_onnx.histogram import EMPTY, Histogram, count, merge
-from sparsify_onnx.memory import share
+from sparsify_onnx.memory import by_weight, share
 from sparsify_onnx.padding import Arrays, Mask, Padding, find_padding, select
 from sparsify_onnx.sessions import ORT_ERRORS, open_model
 from sparsify_onnx.symmetric import add_gram
@@ -174,19 +174,8 @@ def measure(
 
 
 def _turns(layers: Sequence[WeightLayer], most: int) -> list[list[WeightLayer]]:
-    """Group layers so that each group's Hessians fit the memory allowed; those that alone do not are left out."""
-    turns: list[list[WeightLayer]] = []
-    room = 0
-    for layer in layers:
-        size = hessian_bytes(layer)
-        if too_wide(layer, most):
-            continue
-        if size > room:
-            turns.append([])
-            room = most
-        turns[-1].append(layer)
-        room -= size
-    return turns
+    """Group layers so that each group's Hessians fit the memory allowed; those that are too wide are left out."""
+    return list(by_weight([layer for layer in layers if not too_wide(layer, most)], hessian_bytes, most))
 
 
 def hessian_bytes(layer: WeightLayer) -> int:

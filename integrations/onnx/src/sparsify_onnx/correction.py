@@ -8,7 +8,6 @@ own error alone and corrections do not pile up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import numpy as np
 import onnx
@@ -20,7 +19,7 @@ from sparsify_onnx.affine import takes_bias
 from sparsify_onnx.calibration import Shapes, few, watch
 from sparsify_onnx.columns import outputs
 from sparsify_onnx.graph import WeightLayer, initializers, producers
-from sparsify_onnx.memory import TWIN_BYTES, by_weight, share
+from sparsify_onnx.memory import TWIN_BYTES, by_weight, float_bytes, share
 from sparsify_onnx.placement import Placement
 
 SUFFIX = "_float_twin"
@@ -32,7 +31,7 @@ def measure_shifts(
     """Return float minus rounded mean of each output channel, for each layer of a float model that takes a bias."""
     found: dict[str, NDArray[np.float32]] = {}
     layers = [layer for layer in placement.layers if takes_bias(model, layer)]
-    for group in by_weight(layers, lambda layer: 4 * prod(layer.shape), share(context, TWIN_BYTES, 8)):
+    for group in by_weight(layers, float_bytes, share(context, TWIN_BYTES, 8)):
         found |= _shifts(model, written, group, placement, context, shapes)
     return found
 

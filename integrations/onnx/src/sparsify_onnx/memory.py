@@ -82,6 +82,11 @@ def by_weight(items: Sequence[Item], size: Callable[[Item], int], most: int) -> 
         yield part
 
 
+def float_bytes(layer: WeightLayer) -> int:
+    """Count the bytes of a layer's weight in float32."""
+    return 4 * prod(layer.shape)
+
+
 def solver_bytes(layer: WeightLayer) -> int:
     """Estimate what solving a layer holds: the Hessian of one group three times, and copies of its weights."""
     width = inputs(layer) + 1
