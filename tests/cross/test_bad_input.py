@@ -48,6 +48,9 @@ def test_a_truncated_model(sparsify: Call, digits: Digits, tmp_path: Path) -> No
     assert done.code == 2
     assert "broken.onnx" in done.complaint[0]
     assert not (tmp_path / "run").exists()  # the mended request may name it again
+    (tmp_path / "run").mkdir()
+    assert sparsify(*IC, "--model", broken, "--data", digits[1], "--output", tmp_path / "run").code == 2
+    assert list((tmp_path / "run").iterdir()) == []  # a folder of the user's own stays
 
 
 def test_a_model_whose_external_data_is_missing(sparsify: Call, digits: Digits, tmp_path: Path) -> None:

@@ -56,12 +56,12 @@ def run(
     timed = partial(stage, plugins=plugins, talk=talk, records=records)
     with timed("resolve"):
         plan = resolve(experiment, plugins, resume=resume)
-        open_folder(plan, talk)
+        made = open_folder(plan, talk)
     with timed("load"):
         try:
             loaded = load(plan, talk)
         except RequestError:
-            discard(plan, talk)
+            discard(plan, talk, keep=not made)
             raise
     with timed("baseline"):
         measure_baseline(plan, loaded, talk)
@@ -83,20 +83,27 @@ def run(
     return Result(plan.folder.path, metrics["verdict"], exit_code(metrics["verdict"]), metrics)
 
 
-def open_folder(plan: Plan, talk: Talk) -> None:
-    """Make the run folder and record the request in it."""
+def open_folder(plan: Plan, talk: Talk) -> bool:
+    """Make the run folder and record the request in it; returns whether it is new."""
+    made = not plan.folder.path.exists()
     plan.folder.path.mkdir(parents=True, exist_ok=True)
     if not plan.resume:
         record(plan)
     talk.attach(plan.folder.path / "logs")
     talk.say(f"run folder: {plan.folder.path}")
+    return made
 
 
-def discard(plan: Plan, talk: Talk) -> None:
-    """Take away the folder of a run that could not begin, so that the mended request may name it again."""
+def discard(plan: Plan, talk: Talk, *, keep: bool) -> None:
+    """Take away what a run that could not begin has written, so that the mended request may name its folder again.
+
+    keep: leave the folder itself, empty as the user made it.
+    """
     if not plan.resume:
         talk.logs = None
         shutil.rmtree(plan.folder.path, ignore_errors=True)
+        if keep:
+            plan.folder.path.mkdir(exist_ok=True)
 
 
 def record(plan: Plan, **found: Any) -> None:
