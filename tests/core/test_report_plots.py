@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sparsify.report_pages import render_html, ticks
 
@@ -38,6 +38,7 @@ def test_ticks_are_round_and_reach_both_ends(low: float, high: float, expected: 
     assert ticks(low, high) == pytest.approx(expected)
 
 
+@example(0.0, 5e-324, 2)
 @given(FIGURES, FIGURES, st.integers(2, 8))
 def test_ticks_hold_any_range(one: float, other: float, most: int) -> None:
     low, high = sorted((one, other))

@@ -38,7 +38,8 @@ def render_markdown(metrics: Mapping[str, Any]) -> str:
 
 def ticks(low: float, high: float, most: int = 4) -> list[float]:
     """Return at most `most` + 2 round numbers, evenly spaced, that reach from `low` to `high` or beyond."""
-    least = (high - low) / most or abs(high) or 1.0
+    # below 1e-300 powers of ten have no precision left, or are zero
+    least = next((length for length in ((high - low) / most, abs(high)) if length > 1e-300), 1.0)
     power = 10.0 ** math.floor(math.log10(least))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least)
     first = math.floor(low / step)
