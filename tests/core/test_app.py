@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from sparsify import Session, StageError
+from sparsify import Entry, MissingLibraryError, Plugin, RequestError, Session, StageError, find_runtime, load_plugins
 
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "PIL", "numpy", "scipy", "pydantic", "rich", "jinja2")
 
@@ -96,7 +97,10 @@ def test_use_cases_lists_aliases_metric_and_plugin() -> None:
 def test_doctor_finds_nothing_wrong_here() -> None:
     done = sparsify("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(done.stdout)}
-    assert done.returncode == 0
+    fixes = {name: check["fix"] for name, check in checks.items() if check["fix"]}
+    # what has no environment here yet is named with the command that makes one, and nothing else is amiss
+    assert fixes in ({}, {"runtime deepsparse": "sparsify doctor --install deepsparse"})
+    assert done.returncode == (4 if fixes else 0)
     found = checks["runtime onnxruntime"]["found"]
     assert found.endswith("runs float models in float32, INT8 models in int8")
     assert found.startswith(version("onnxruntime"))
@@ -104,14 +108,37 @@ def test_doctor_finds_nothing_wrong_here() -> None:
     assert sparsify("check_environment", "--json").stdout == done.stdout
 
 
-def test_doctor_tries_each_runtime_rather_than_believe_its_name(tmp_path: Path) -> None:
+def refuse(path: Path, threads: int) -> Session:
+    raise StageError(f"it cannot open {path.name}", fix="install another")
+
+
+def test_doctor_tries_each_runtime_rather_than_believe_its_name() -> None:
     from sparsify_onnx.doctor import try_runtime
 
-    def refuse(path: Path, threads: int) -> Session:
-        raise StageError(f"it cannot open {path.name}", fix="install another")
+    plugins = load_plugins()
+    odd = Plugin("odd", "odd", "1", "odd", entries={"runtimes": (Entry("odd", f"{__name__}:refuse", "refuses"),)})
+    check = try_runtime("odd", replace(plugins, found=(*plugins.found, odd)))
+    assert (check.name, check.found) == ("runtime odd", "it cannot open float.onnx")
+    assert check.fix == "install another"
 
-    check = try_runtime("runtime odd", lambda: refuse)
-    assert (check.found, check.fix) == ("it cannot open float.onnx", "install another")
+
+def test_a_runtime_that_may_be_installed_is_named_with_its_package() -> None:
+    plugins = load_plugins()
+    others = replace(plugins, found=tuple(row for row in plugins.found if row.distribution != "sparsify-openvino"))
+    with pytest.raises(
+        MissingLibraryError, match="runtime 'openvino' needs sparsify-openvino, not installed"
+    ) as caught:
+        find_runtime("openvino", others)
+    assert caught.value.fix == "pip install sparsify-openvino"
+    with pytest.raises(RequestError, match="there is no runtime 'openvno'") as unknown:
+        find_runtime("openvno", plugins)
+    assert unknown.value.fix.startswith("use 'openvino'")
+    switched_off = replace(
+        others, found=(*others.found, Plugin("openvino", "sparsify-openvino", "1", "x", disabled=True))
+    )
+    with pytest.raises(RequestError, match="there is no runtime 'openvino'") as off:
+        find_runtime("openvino", switched_off)
+    assert "take openvino out of SPARSIFY_DISABLE_PLUGINS" in off.value.fix
 
 
 def test_doctor_names_clashing_packages() -> None:

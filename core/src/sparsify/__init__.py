@@ -18,6 +18,7 @@ _PUBLIC = {
     "deployment": "Deployment read_deployment",
     "errors": "ExitCode MissingLibraryError PluginError RequestError SparsifyError StageError UnreadableSample",
     "experiment": "Experiment make_experiment",
+    "formats": "find_runtime fit load_runtime",
     "hooks": "Entry hookimpl",
     "inference": "Pipeline",
     "levels": "target_sparsity",
@@ -29,7 +30,7 @@ _PUBLIC = {
     "report_pages": "figures",
     "search": "Search",
     "talk": "Talk",
-    "timing": "Candidate gzip_size time_interleaved time_ratio",
+    "timing": "Candidate Ratio gzip_size time_interleaved time_ratio",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = sorted(_HOME)

@@ -12,6 +12,9 @@ from sparsify.deployment import read_deployment as read_deployment
 from sparsify.errors import *  # noqa: F403
 from sparsify.experiment import Experiment as Experiment
 from sparsify.experiment import make_experiment as make_experiment
+from sparsify.formats import find_runtime as find_runtime
+from sparsify.formats import fit as fit
+from sparsify.formats import load_runtime as load_runtime
 from sparsify.hooks import Entry as Entry
 from sparsify.hooks import hookimpl as hookimpl
 from sparsify.inference import Pipeline as Pipeline
@@ -35,6 +38,7 @@ from sparsify.report_pages import figures as figures
 from sparsify.search import Search as Search
 from sparsify.talk import Talk as Talk
 from sparsify.timing import Candidate as Candidate
+from sparsify.timing import Ratio as Ratio
 from sparsify.timing import gzip_size as gzip_size
 from sparsify.timing import time_interleaved as time_interleaved
 from sparsify.timing import time_ratio as time_ratio

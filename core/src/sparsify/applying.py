@@ -9,9 +9,8 @@ from dataclasses import replace
 
 from sparsify.contracts import Context, Model
 from sparsify.data import spool
-from sparsify.errors import RequestError
+from sparsify.formats import convert
 from sparsify.modifiers import resolve_modifiers
-from sparsify.plugins import Plugins
 from sparsify.recipe import Recipe, Step
 from sparsify.resolve import Loaded, Plan
 from sparsify.talk import Talk
@@ -36,20 +35,6 @@ def digest(steps: Sequence[Step]) -> str:
     """Name steps after what they do."""
     text = json.dumps([[step.name, dict(step.options)] for step in steps], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def convert(model: Model, accepted: tuple[str, ...], plugins: Plugins) -> Model:
-    """Bring a model into one of these formats by one exporter; raises RequestError where none does it."""
-    if not accepted or model.format in accepted:
-        return model
-    for offer in plugins.offers("exporters"):
-        if model.format in offer.entry.accepts and offer.entry.returns in accepted:
-            exported: Model = plugins.load("exporters", offer.entry.name)(model)
-            return exported
-    raise RequestError(
-        f"no exporter turns a {model.format} model into {' or '.join(accepted)}",
-        fix="install an integration that exports this format, see `sparsify plugins list`",
-    )
 
 
 def apply(plan: Plan, model: Model, recipe: Recipe, context: Context, talk: Talk, known: dict[str, Model]) -> Model:

@@ -88,7 +88,8 @@ class ModelFormat:
     the share of its input's values beyond its grid, `ms_before`, `ms_after`, and by score(model), which gives `points`
     lost and `kl`, `drop_if_alone` and `kl_if_alone`. fit(model, limit) says what a limit on the process leaves: the
     bytes that a modifier may work with, and how many samples to run at once; raises RequestError for too low a one.
-    files(path) lists the files that a model consists of, where it is more than one.
+    files(path) lists the files that a model consists of, where it is more than one. read(path) reads any file of the
+    format, compressed ones too, by default as `load` does.
     """
 
     load: Callable[[Path], Model]
@@ -97,6 +98,7 @@ class ModelFormat:
     compare: Callable[[Model, Model, Dataset, int, Score | None], Mapping[str, Mapping[str, float]]]
     fit: Callable[[Model, int], tuple[int, int]] = lambda model, limit: (limit, 1)
     files: Callable[[Path], Sequence[Path]] = lambda path: (path,)
+    read: Callable[[Path], Model] | None = None
 
 
 @dataclass(frozen=True)
@@ -178,11 +180,14 @@ class Metric:
 class Session(Protocol):
     """Run a model that a runtime has opened.
 
-    facts: `precision` (what was executed, e.g. "float32", "int8"), `int8_executed` (nodes, or None where the runtime
-    does not tell), and whatever else the runtime knows of itself.
+    facts: `precision` (what was executed, e.g. "float32", "int8"), `int8_executed` (nodes), each None where the runtime
+    does not tell, `uses_zeros` (whether unstructured zeros make it faster), and whatever else it knows of itself.
     """
 
-    facts: Mapping[str, Any]
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Tell what the runtime knows of the model."""
+        ...
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Run one batch."""
@@ -221,11 +226,13 @@ class RecipeGenerator:
 
     write(experiment, description) gives the recipe that was asked for. rescue(search, recipe) applies it where there is
     a budget, looks for one that meets the budget where it misses, and returns the best with its model; it stores each
-    model that is the best so far, and appends what it tried to `search.rungs`.
+    model that is the best so far, and appends what it tried to `search.rungs`. foresee(search, recipe) notes what of a
+    recipe cannot pay on the deciding runtime, and raises RequestError for a --target-speedup that is out of reach.
     """
 
     write: Callable[[Experiment, Description], Recipe]
     rescue: Callable[[Search, Recipe], tuple[Recipe, Model]] | None = None
+    foresee: Callable[[Search, Recipe], None] | None = None
 
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]

@@ -17,6 +17,7 @@ from sparsify.levels import parse_budget, parse_duration, parse_level, parse_mem
 Kind = Literal["one-shot", "training-aware", "sparse-transfer"]
 Allocation = Literal["parameters", "macs", "time", "uniform"]
 Count = Annotated[int, Field(gt=0)]
+Speedup = Annotated[float, Field(gt=1, allow_inf_nan=False)]
 
 
 def _json(value: Any) -> Any:
@@ -57,6 +58,7 @@ class Experiment(BaseModel):
     allocation: Allocation = Field("parameters", description="what the sparsity is a share of as it is spread by layer")
     time_budget: Duration | None = Field(None, description="cut the search for a better recipe after 90s, 10m, 1h")
     max_memory: Memory | None = Field(None, description="the most memory the process may take: 800MB, 4GB, 2GiB")
+    target_speedup: Speedup | None = Field(None, description="refuse, or miss, what is not X times as fast as float")
     runtime: Names = Field(("onnxruntime",), description="repeatable; the first one decides")
     threads: int = Field(0, ge=0, description="threads of a runtime session; 0 = all cores")
     seed: int = Field(0, ge=0, description="seed of every random choice")

@@ -68,7 +68,11 @@ class Hooks:
 
     @hookspec
     def runtimes(self) -> Iterable[Entry]:  # type: ignore[empty-body]
-        """Offer runtimes; the target is `open_session(path, threads) -> sparsify.Session`."""
+        """Offer runtimes; the target is `open_session(path, threads) -> sparsify.Session`, `accepts` names formats."""
+
+    @hookspec
+    def installers(self) -> Iterable[Entry]:  # type: ignore[empty-body]
+        """Offer what `sparsify doctor --install NAME` does; the target is `install(say)`, which tells what it does."""
 
     @hookspec
     def evaluators(self) -> Iterable[Entry]:  # type: ignore[empty-body]

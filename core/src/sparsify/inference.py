@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
@@ -12,9 +13,9 @@ from sparsify.contracts import Arrays, Session, TensorSpec, UseCase, fixed_batch
 from sparsify.data import Dataset, Sample
 from sparsify.deployment import Deployment, read_deployment
 from sparsify.errors import RequestError, UnreadableSample
+from sparsify.formats import fit, load_runtime
 from sparsify.pipeline import BATCH
 from sparsify.plugins import Plugins, load_plugins, load_target
-from sparsify.resolve import require
 from sparsify.use_cases import resolve_use_case
 
 Prepare = Callable[[Any, Deployment], Arrays]
@@ -29,10 +30,16 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     """
 
     def __init__(
-        self, deployment: Deployment, prepare: Prepare, interpret: Interpret, session: Session, batch_size: int
+        self,
+        deployment: Deployment,
+        prepare: Prepare,
+        interpret: Interpret,
+        session: Session,
+        batch_size: int,
+        fitted: ExitStack,
     ) -> None:
         self.deployment, self.prepare, self.interpret = deployment, prepare, interpret
-        self.session, self.batch_size = session, batch_size
+        self.session, self.batch_size, self.fitted = session, batch_size, fitted
 
     @classmethod
     def create(
@@ -55,9 +62,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         if task.prepare is None or task.interpret is None:
             problem = f"use case '{choice.name}' of {choice.offer.plugin.distribution} has no pre- and postprocessing"
             raise RequestError(problem, fix="run the sample in the folder's README.md")
-        require(plugins.find("runtimes", runtime))
-        session = plugins.load("runtimes", runtime)(found.model, threads)
-        return cls(found, task.prepare, task.interpret, session, fixed_batch(found.inputs) or batch_size)
+        opener, size = load_runtime(runtime, plugins), fixed_batch(found.inputs) or batch_size
+        with ExitStack() as fitted:
+            folder = fitted.enter_context(TemporaryDirectory(prefix="sparsify-"))
+            session = opener(fit(found.model, runtime, plugins, Path(folder)), threads)
+            return cls(found, task.prepare, task.interpret, session, size, fitted.pop_all())
 
     def __call__(self, raw: Any) -> Any:
         """Give one result for one raw input, a list of results for a list or tuple of them.
@@ -89,6 +98,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     def close(self) -> None:
         """Free the model's threads and memory."""
         self.session.close()
+        self.fitted.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -56,7 +56,8 @@ def build_metrics(
     ratio = measured.ratio(asked.runtime[0])
     points, slower = budget.resolved(score), ratio.low > SLOWER
     verified = loaded.splits.verified and not near_chance(pair.baseline, loaded.data, plan.metrics)
-    verdict = judge(changed=bool(recipe.steps), verified=verified, drop=drop, budget=points, slower=slower)
+    late = asked.target_speedup is not None and ratio.low > 1 / asked.target_speedup
+    verdict = judge(changed=bool(recipe.steps), verified=verified, drop=drop, budget=points, slower=slower, late=late)
     files = plan.model_format.files
     before = _side(files(plan.model_path), "baseline", {deciding: score}, measured, loaded)
     after = _side(files(artefact), "optimized", {deciding: new_score}, measured, loaded)
@@ -69,6 +70,7 @@ def build_metrics(
         "verdict": verdict,
         "metric": deciding,
         "budget": {"points": points, "given": budget.given},
+        "target_speedup": asked.target_speedup,
         "baseline": before,
         "optimized": {**after, **_compression(description, after, asked.runtime[0])},
         "agreement": pair.agreement,
@@ -111,8 +113,8 @@ def drop_of(metrics: Sequence[Metric], pair: Pair) -> tuple[str, float, float, f
     return "agreement", 100.0, after, 100.0 - after
 
 
-def judge(*, changed: bool, verified: bool, drop: float, budget: float | None, slower: bool) -> str:
-    """Give the verdict; a result that could not be verified is never called met."""
+def judge(*, changed: bool, verified: bool, drop: float, budget: float | None, slower: bool, late: bool = False) -> str:
+    """Give the verdict; a result that could not be verified is never called met. late: behind --target-speedup."""
     if not changed:
         return "baseline"
     if not verified:
@@ -121,6 +123,8 @@ def judge(*, changed: bool, verified: bool, drop: float, budget: float | None, s
         return "missed"
     if slower:
         return "slower"
+    if late:
+        return "missed"
     return "unbounded" if budget is None else "met"
 
 

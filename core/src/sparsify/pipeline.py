@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from sparsify.applying import convert, make_context
+from sparsify.applying import make_context
 from sparsify.confidence import show_examples
 from sparsify.contracts import Data, DataRequest, Model, fixed_batch
 from sparsify.errors import RequestError, StageError
 from sparsify.evaluation import evaluate
 from sparsify.experiment import Experiment
+from sparsify.formats import convert, find_runtime
 from sparsify.levels import parse_memory
 from sparsify.outcome import SLOWER, Measured, build_metrics, exit_code, near_chance
 from sparsify.plugins import Plugins, load_plugins
@@ -23,7 +25,15 @@ from sparsify.recipe import Recipe, dump_recipe
 from sparsify.remembering import OUTPUT_BYTES, Outputs
 from sparsify.resolve import Loaded, Plan, request_of, resolve
 from sparsify.run_folder import RunFolder, file_hash, write_atomic, write_json, write_yaml
-from sparsify.search import Search, compress, evaluate_beside_baseline, remember_baseline, score, time_beside_baseline
+from sparsify.search import (
+    Search,
+    compress,
+    evaluate_beside_baseline,
+    foresee,
+    remember_baseline,
+    score,
+    time_beside_baseline,
+)
 from sparsify.splits import draw_splits
 from sparsify.stages import stage
 from sparsify.talk import Talk
@@ -57,12 +67,8 @@ def run(
     with timed("resolve"):
         plan = resolve(experiment, plugins, resume=resume)
         made = open_folder(plan, talk)
-    with timed("load"):
-        try:
-            loaded = load(plan, talk)
-        except RequestError:
-            discard(plan, talk, keep=not made)
-            raise
+    with timed("load"), refusing(plan, talk, keep=not made):
+        loaded = load(plan, talk)
     with timed("baseline"):
         measure_baseline(plan, loaded, talk)
     with timed("recipe"):
@@ -70,6 +76,8 @@ def run(
     with timed("apply"):
         context = make_context(plan, loaded, talk)
         search = Search(plan, loaded, context, talk, partial(export, plan, loaded), started)
+        with refusing(plan, talk, keep=not made):
+            foresee(search, recipe)
         recipe, model = compress(search, recipe)
     with timed("export"):
         record_recipe(plan, recipe)
@@ -94,16 +102,21 @@ def open_folder(plan: Plan, talk: Talk) -> bool:
     return made
 
 
-def discard(plan: Plan, talk: Talk, *, keep: bool) -> None:
-    """Take away what a run that could not begin has written, so that the mended request may name its folder again.
+@contextmanager
+def refusing(plan: Plan, talk: Talk, *, keep: bool) -> Iterator[None]:
+    """Take away what a request that is refused has written, so that the mended one may name its folder again.
 
     keep: leave the folder itself, empty as the user made it.
     """
-    if not plan.resume:
-        talk.logs = None
-        shutil.rmtree(plan.folder.path, ignore_errors=True)
-        if keep:
-            plan.folder.path.mkdir(exist_ok=True)
+    try:
+        yield
+    except RequestError:
+        if not plan.resume:
+            talk.logs = None
+            shutil.rmtree(plan.folder.path, ignore_errors=True)
+            if keep:
+                plan.folder.path.mkdir(exist_ok=True)
+        raise
 
 
 def record(plan: Plan, **found: Any) -> None:
@@ -196,7 +209,8 @@ def record_recipe(plan: Plan, recipe: Recipe) -> None:
 
 def export(plan: Plan, loaded: Loaded, model: Model) -> Path:
     """Write the deployment folder: model, config, preprocessing, and a README with a sample that runs."""
-    model = convert(model, ("onnx",), plan.plugins)
+    accepted = find_runtime(plan.experiment.runtime[0], plan.plugins).entry.accepts or ("onnx",)
+    model = convert(model, accepted, plan.plugins)
     deployment, artefact = plan.folder.deployment, plan.folder.model
     deployment.mkdir(exist_ok=True)
     plan.model_format.save(model, artefact)
@@ -220,17 +234,17 @@ def verify(plan: Plan, loaded: Loaded, model: Model, artefact: Path, talk: Talk)
     unseen = loaded.splits.selection or loaded.splits.calibration  # no solver has seen the selection samples
     judge = partial(score, plan, loaded, unseen.take(unseen.keys[:128]))
     errors = plan.model_format.compare(loaded.model, model, unseen.take(unseen.keys[:64]), loaded.batch_size, judge)
-    timings = {name: time_runtime(plan, loaded, name, artefact, talk) for name in plan.experiment.runtime}
+    timings = time_runtimes(plan, loaded, artefact, talk)
     examples = show_examples(pair.predictions, loaded.data, loaded.splits.test, plan.use_case.picture)
     return Measured(pair, examples, timings, errors)
 
 
-def time_runtime(plan: Plan, loaded: Loaded, runtime: str, artefact: Path, talk: Talk) -> Mapping[str, Timing]:
-    """Time baseline and artefact on one runtime, interleaved, at batch 1 (or the model's fixed batch)."""
-    timings: Mapping[str, Timing] = {}
+def time_runtimes(plan: Plan, loaded: Loaded, artefact: Path, talk: Talk) -> Mapping[str, Mapping[str, Timing]]:
+    """Time baseline and artefact on every runtime asked for, all in turns."""
+    runtimes, timings = plan.experiment.runtime, dict[str, dict[str, Timing]]()
     for blocks in (BLOCKS, 3 * BLOCKS):  # a busy machine can look like a slow model: look longer before saying so
-        timings = time_beside_baseline(plan, loaded, runtime, artefact, blocks, talk.progress)
-        if time_ratio(timings["optimized"], timings["baseline"]).low <= SLOWER:
+        timings = time_beside_baseline(plan, loaded, runtimes, artefact, blocks, talk.progress)
+        if time_ratio(timings[runtimes[0]]["optimized"], timings[runtimes[0]]["baseline"]).low <= SLOWER:
             break
     return timings
 

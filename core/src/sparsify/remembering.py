@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sparsify.contracts import Array, Arrays, Session
 
@@ -42,6 +43,12 @@ class Remembering:
             self.outputs.add(key, found)
             return found
         return self.outputs.held[key]
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Tell what the runtime knows of the model."""
+        self.session = self.session or self.open_session()
+        return self.session.facts
 
     def close(self) -> None:
         """Close the model, where it was opened."""

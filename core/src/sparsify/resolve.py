@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sparsify.contracts import Data, DatasetLoader, Description, Metric, Model, ModelFormat, UseCase
 from sparsify.errors import RequestError
-from sparsify.plugins import Offer, Plugins, load_target, missing, needs
+from sparsify.formats import find_format, find_runtime
+from sparsify.plugins import Plugins, load_target
 from sparsify.recipe import Recipe
 from sparsify.remembering import Outputs
 from sparsify.run_folder import RunFolder, check_resumable, plan_folder
@@ -87,7 +88,7 @@ def resolve(experiment: Experiment, plugins: Plugins, *, resume: bool = False) -
     eval_path = existing(experiment.eval_data, "--eval-data") if experiment.eval_data else None
     class_list = existing(experiment.class_list, "--class-list") if experiment.class_list else None
     for runtime in experiment.runtime:
-        require(plugins.find("runtimes", runtime))
+        find_runtime(runtime, plugins)
     folder = plan_folder(experiment, choice.name, resume=resume)
     if resume:
         check_resumable(folder, request_of(experiment))
@@ -99,7 +100,7 @@ def resolve(experiment: Experiment, plugins: Plugins, *, resume: bool = False) -
         use_case_name=choice.name,
         use_case=use_case,
         model_path=model_path,
-        model_format=find_format(model_path, plugins),
+        model_format=load_target(find_format(model_path, plugins)),
         data_path=data_path,
         loader_name=loader_name,
         loader=loader,
@@ -129,24 +130,6 @@ def existing(path: str, option: str) -> Path:
             fix += "; model and dataset names are not known to this installation"
         raise RequestError(f"{option}: {path} does not exist", fix=fix)
     return found
-
-
-def require(offer: Offer) -> None:
-    """Raise MissingLibraryError where an entry's libraries are not installed, without importing any."""
-    absent = missing(offer.entry)
-    if absent:
-        raise needs(offer, absent)
-
-
-def find_format(path: Path, plugins: Plugins) -> ModelFormat:
-    """Find the model format that accepts a file's suffix; raises RequestError."""
-    offers = plugins.offers("model_loaders")
-    for offer in offers:
-        if path.suffix.lower() in offer.entry.accepts:
-            found: ModelFormat = plugins.load("model_loaders", offer.entry.name)
-            return found
-    known = ", ".join(suffix for offer in offers for suffix in offer.entry.accepts) or "none"
-    raise RequestError(f"--model: {path.name} is of no known format", fix=f"give a file that ends in one of: {known}")
 
 
 def find_loader(choice: UseCaseChoice, path: Path, plugins: Plugins) -> tuple[str, DatasetLoader]:

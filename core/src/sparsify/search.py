@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,10 +10,11 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from sparsify.applying import apply, convert, digest
-from sparsify.contracts import Context, Model, Progress, silent
+from sparsify.applying import apply, digest
+from sparsify.contracts import Context, Model, Progress, RecipeGenerator, Session, silent
 from sparsify.data import Dataset
 from sparsify.evaluation import Pair, evaluate_pair
+from sparsify.formats import convert, fit, load_runtime
 from sparsify.intervals import Z
 from sparsify.levels import parse_budget, parse_duration
 from sparsify.outcome import drop_of, sparsity_of
@@ -52,6 +53,15 @@ class Search:
         """Apply a recipe to the model as it came."""
         return apply(self.plan, self.loaded.model, recipe, self.context, self.talk, self.known)
 
+    def facts(self) -> Mapping[str, Any]:
+        """Tell what the deciding runtime knows of the model as it came."""
+        with remember_baseline(self.plan, self.loaded) as session:
+            return session.facts
+
+    def time(self, path: Path, runtimes: Sequence[str]) -> dict[str, dict[str, Timing]]:
+        """Time a file beside the model as it came, for a moment, by runtime."""
+        return time_beside_baseline(self.plan, self.loaded, runtimes, path, QUICK_BLOCKS, self.talk.progress, QUICK_S)
+
     def measure(self, recipe: Recipe, model: Model) -> dict[str, float]:
         """Measure a recipe's model beside the original on the selection samples.
 
@@ -73,17 +83,23 @@ class Search:
         name, score, _, points = drop_of(loaded.metrics, pair)
         budget = parse_budget(plan.experiment.max_drop, agreement=name == "agreement").resolved(score)
         runtime, kl = plan.experiment.runtime[0], pair.agreement["kl"]
-        times = time_beside_baseline(plan, loaded, runtime, path, QUICK_BLOCKS, self.talk.progress, QUICK_S)
         figures = {
             "points": points,
             "noise": (pair.drop_interval[1] - pair.drop_interval[0]) / (2 * Z),
             "budget": np.inf if budget is None else budget,
             "kl": -1.0 if kl is None else kl,
-            "ms": times["optimized"].p50_ms,
+            "ms": self.time(path, [runtime])[runtime]["optimized"].p50_ms,
             "compressed_bytes": gzip_size(*plan.model_format.files(path)),
             "sparsity": sparsity_of(plan.model_format.describe(model)),
         }
         return {figure: np.array(value) for figure, value in figures.items()}
+
+
+def foresee(search: Search, recipe: Recipe) -> None:
+    """Let a recipe's generator say what cannot pay; raises RequestError for what cannot be reached."""
+    generator: RecipeGenerator = search.plan.plugins.load("recipe_generators", search.plan.experiment.kind)
+    if generator.foresee:
+        generator.foresee(search, recipe)
 
 
 def compress(search: Search, recipe: Recipe) -> tuple[Recipe, Model]:
@@ -94,9 +110,8 @@ def compress(search: Search, recipe: Recipe) -> tuple[Recipe, Model]:
     plan, asked = search.plan, search.plan.experiment
     bounded = parse_budget(asked.max_drop, agreement=False).points is not None
     mendable = not plan.recipe and bounded and recipe.steps and len(search.loaded.splits.selection)
-    rescue = plan.plugins.load("recipe_generators", asked.kind).rescue if mendable else None
-    mended: tuple[Recipe, Model] = rescue(search, recipe) if rescue else (recipe, search.apply(recipe))
-    return mended
+    generator: RecipeGenerator = plan.plugins.load("recipe_generators", asked.kind)
+    return generator.rescue(search, recipe) if generator.rescue and mendable else (recipe, search.apply(recipe))
 
 
 def score(plan: Plan, loaded: Loaded, samples: Dataset, model: Model) -> dict[str, float]:
@@ -119,29 +134,43 @@ def evaluate_beside_baseline(
         )  # fmt: skip
 
 
-def remember_baseline(plan: Plan, loaded: Loaded) -> closing[Any]:
+def remember_baseline(plan: Plan, loaded: Loaded) -> closing[Remembering]:
     """Offer the model as it came, for a `with` block; batches that it has met are not run again."""
     return closing(Remembering(partial(_open, plan, plan.model_path), loaded.before))
 
 
-def open_deciding(plan: Plan, path: Path) -> closing[Any]:
+def open_deciding(plan: Plan, path: Path) -> closing[Session]:
     """Open a model on the runtime that decides, for a `with` block."""
     return closing(_open(plan, path))
 
 
-def _open(plan: Plan, path: Path) -> Any:
-    return plan.plugins.load("runtimes", plan.experiment.runtime[0])(path, plan.experiment.threads)
+def _open(plan: Plan, path: Path) -> Session:
+    runtime, plugins = plan.experiment.runtime[0], plan.plugins
+    return load_runtime(runtime, plugins)(fit(path, runtime, plugins, plan.folder.state), plan.experiment.threads)
 
 
 def time_beside_baseline(
-    plan: Plan, loaded: Loaded, runtime: str, artefact: Path, blocks: int, progress: Progress, seconds: float = 0.2
-) -> Mapping[str, Timing]:
-    """Time baseline and artefact on one runtime, interleaved, at batch 1 (or the model's fixed batch)."""
-    open_session, threads = plan.plugins.load("runtimes", runtime), plan.experiment.threads
+    plan: Plan,
+    loaded: Loaded,
+    runtimes: Sequence[str],
+    artefact: Path,
+    blocks: int,
+    progress: Progress,
+    seconds: float = 0.2,
+) -> dict[str, dict[str, Timing]]:
+    """Time baseline and artefact on runtimes, all interleaved, at batch 1 (or the model's fixed batch)."""
+    threads, plugins, state = plan.experiment.threads, plan.plugins, plan.folder.state
     batch = loaded.batch_size if loaded.fixed_batch else 1
     inputs = next(iter(loaded.splits.test.batches(batch, pad=True))).inputs
     paths = {"baseline": plan.model_path, "optimized": artefact}
-    candidates = [Candidate(name, partial(open_session, path, threads)) for name, path in paths.items()]
-    return time_interleaved(
+    candidates = [
+        Candidate(
+            f"{runtime} {side}", partial(load_runtime(runtime, plugins), fit(path, runtime, plugins, state), threads)
+        )
+        for runtime in runtimes
+        for side, path in paths.items()
+    ]
+    timings = time_interleaved(
         candidates, inputs, batch=batch, threads=threads, blocks=blocks, min_seconds=seconds, progress=progress
     )
+    return {runtime: {side: timings[f"{runtime} {side}"] for side in paths} for runtime in runtimes}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from sparsify.contracts import DataRequest, fixed_batch
 from sparsify.deployment import read_deployment
 from sparsify.errors import RequestError
 from sparsify.evaluation import evaluate
+from sparsify.formats import fit, load_runtime
 from sparsify.pipeline import BATCH
 from sparsify.plugins import load_plugins, load_target
 from sparsify.resolve import existing, find_loader, find_metrics
@@ -44,7 +46,11 @@ def evaluate_deployment(
     if not found.has_targets:
         raise RequestError(f"--data: {request.path} has no labels to measure against", fix="give labelled data")
     batch = fixed_batch(request.inputs) or BATCH
-    with closing(plugins.load("runtimes", runtime)(held.model, threads)) as session:
+    opener = load_runtime(runtime, plugins)
+    with (
+        TemporaryDirectory(prefix="sparsify-") as made,
+        closing(opener(fit(held.model, runtime, plugins, Path(made)), threads)) as session,
+    ):
         progress = Talk(quiet=as_json).progress
         result = evaluate(session, held_out_split(found), metrics, batch_size=batch, pad=True, progress=progress)
     if as_json:

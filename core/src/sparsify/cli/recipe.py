@@ -46,12 +46,14 @@ def check(file: File, recipe_args: Args = "{}") -> None:
 def write(model: Model, optim_level: Level = "0.5", sparsity: Shape = "unstructured", output: Output = None) -> None:
     """Generate the recipe that a one-shot run would apply to a model."""
     from sparsify.experiment import make_experiment
-    from sparsify.resolve import existing, find_format
+    from sparsify.formats import find_format
+    from sparsify.plugins import load_target
+    from sparsify.resolve import existing
 
     request = {"kind": "one-shot", "use_case": "custom", "model": model, "data": "."}
     experiment = make_experiment({**request, "optim_level": optim_level, "sparsity": sparsity})
     plugins, path = load_plugins(), existing(model, "--model")
-    adapter = find_format(path, plugins)
+    adapter = load_target(find_format(path, plugins))
     recipe = plugins.load("recipe_generators", experiment.kind).write(experiment, adapter.describe(adapter.load(path)))
     text = dump_recipe(recipe, f"one-shot, {path.name}, optim-level {experiment.optim_level:g}")
     _say_notes(recipe)

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from sparsify import ExitCode, Plugins, Session, SparsifyError, install_command, load_plugins, missing
+from sparsify import (
+    ExitCode,
+    Plugins,
+    SparsifyError,
+    find_runtime,
+    fit,
+    install_command,
+    load_plugins,
+    load_runtime,
+    missing,
+)
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
@@ -32,9 +41,15 @@ class Check:
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    install: Annotated[str | None, typer.Option(help="make the environment that a runtime needs")] = None,
+) -> None:
     """Check CPU, runtimes and packages; exit 4 where something must be mended."""
-    checks = list(examine(load_plugins()))
+    plugins = load_plugins()
+    if install is not None:
+        install_runtime(install, plugins)
+    checks = list(examine(plugins))
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:
@@ -43,6 +58,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
             if check.fix:
                 typer.echo(f"    fix: {check.fix}")
     raise typer.Exit(ExitCode.MISSING if any(check.fix for check in checks) else ExitCode.OK)
+
+
+def install_runtime(name: str, plugins: Plugins) -> None:
+    """Run a runtime's installer, where it has one; raises MissingLibraryError where its package has to come first."""
+    find_runtime(name, plugins)
+    if name in {offer.entry.name for offer in plugins.offers("installers")}:
+        plugins.load("installers", name)(lambda line: typer.echo(line, err=True))
 
 
 def examine(plugins: Plugins) -> Iterator[Check]:
@@ -59,13 +81,13 @@ def examine(plugins: Plugins) -> Iterator[Check]:
         if absent:
             yield Check(name, f"needs {', '.join(absent)}", install_command(absent))
         else:
-            yield try_runtime(name, partial(plugins.load, "runtimes", offer.entry.name))
+            yield try_runtime(offer.entry.name, plugins)
     if not runtimes:
         yield Check("runtime", "none installed", "pip install sparsify-onnx")
     yield clash({row.metadata["Name"].lower() for row in distributions() if row.metadata["Name"]})
 
 
-def try_runtime(name: str, load: Callable[[], Callable[..., Session]]) -> Check:
+def try_runtime(name: str, plugins: Plugins) -> Check:
     """Open a small model in float and in INT8, and tell what the runtime makes of each."""
     from sparsify_onnx.probe import write_probes
 
@@ -73,12 +95,19 @@ def try_runtime(name: str, load: Callable[[], Callable[..., Session]]) -> Check:
         with tempfile.TemporaryDirectory(prefix="sparsify-") as folder:
             facts = []
             for path in write_probes(Path(folder)):
-                with closing(load()(path, 1)) as session:
+                with closing(load_runtime(name, plugins)(fit(path, name, plugins, Path(folder)), 1)) as session:
                     facts.append(dict(session.facts))
     except SparsifyError as error:
-        return Check(name, error.problem, error.fix)
-    plain, int8 = (fact.get("precision") or "a precision that it does not tell" for fact in facts)
-    return Check(name, f"{facts[0].get('version', 'installed')}, runs float models in {plain}, INT8 models in {int8}")
+        return Check(f"runtime {name}", error.problem, error.fix)
+    plain, int8 = map(_makes, facts)
+    version = facts[0].get("version", "installed")
+    return Check(f"runtime {name}", f"{version}, runs float models in {plain}, INT8 models in {int8}")
+
+
+def _makes(facts: Mapping[str, Any]) -> str:
+    """Say in what a session runs: its precision, or the share of operators that its own kernels run."""
+    share = f"kernels of its own for {100 * facts['supported']:.0f} %" if "supported" in facts else "what it hides"
+    return str(facts.get("precision") or share)
 
 
 def clash(installed: set[str]) -> Check:

@@ -14,7 +14,7 @@ from sparsify import Model, RequestError, StageError
 from sparsify_onnx.graph import WEIGHTED, initializers, walk, weight_layers
 from sparsify_onnx.normalize import name_nodes, normalize, settle
 from sparsify_onnx.shapes import Shapes, measure_shapes
-from sparsify_onnx.storage import as_inputs, is_cut, is_heavy, read_proto, tensor_bytes, tensors, weight_bytes
+from sparsify_onnx.storage import as_inputs, give_back, is_cut, read_proto, tensor_bytes, tensors, weight_bytes
 
 LARGE_BYTES = 256 << 20  # of weights: above, they are checked one by one, for the checker holds three copies
 OLDEST_OPSET = 11
@@ -184,19 +184,8 @@ def _raise_opset(model: onnx.ModelProto, path: Path, found: int) -> onnx.ModelPr
             f"{path}: opset {found} cannot be raised to {QDQ_OPSET}: {_culprit(str(error))}",
             fix=f"export the model again with opset {QDQ_OPSET} or higher",
         ) from error
-    _give_back(raised, model)
+    give_back(raised, model)
     return raised
-
-
-def _give_back(raised: onnx.ModelProto, model: onnx.ModelProto) -> None:
-    """Turn inputs that stand for weights into initializers again."""
-    held = {tensor.name: tensor for tensor in model.graph.initializer if is_heavy(tensor)}
-    asked = {value.name for value in model.graph.input}
-    kept = [value for value in raised.graph.input if value.name not in held or value.name in asked]
-    found = [held[value.name] for value in raised.graph.input if value.name in held]
-    del raised.graph.input[:]
-    raised.graph.input.extend(kept)
-    raised.graph.initializer.extend(found)
 
 
 def _culprit(message: str) -> str:

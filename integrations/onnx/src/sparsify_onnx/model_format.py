@@ -13,7 +13,7 @@ from sparsify_onnx.alone import each_alone, measure_alone
 from sparsify_onnx.compare import compare
 from sparsify_onnx.describe import describe
 from sparsify_onnx.layer_times import layer_times
-from sparsify_onnx.loader import common_ir, load
+from sparsify_onnx.loader import common_ir, load, read
 from sparsify_onnx.memory import fit
 from sparsify_onnx.storage import model_files, write_atomic
 
@@ -62,4 +62,9 @@ def losses_alone(
     return found
 
 
-FORMAT = ModelFormat(load=load, save=save, describe=describe, compare=examine, fit=fit, files=model_files)
+def read_any(path: Path) -> Model:
+    """Read any valid ONNX model, quantized ones too, as it is."""
+    return Model("onnx", read(path))
+
+
+FORMAT = ModelFormat(load, save, describe, examine, fit, model_files, read_any)

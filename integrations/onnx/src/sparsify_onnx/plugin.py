@@ -67,6 +67,19 @@ def recipe_generators() -> Iterable[Entry]:
 
 
 @hookimpl
+def exporters() -> Iterable[Entry]:
+    return (
+        Entry(
+            "integer-onnx",
+            "sparsify_onnx.integer_form:export",
+            "ConvInteger and MatMulInteger instead of QDQ, opset 17: what DeepSparse runs",
+            accepts=ONNX,
+            returns="onnx-integer",
+        ),
+    )
+
+
+@hookimpl
 def runtimes() -> Iterable[Entry]:
     return (Entry("onnxruntime", "sparsify_onnx.runtime:open_session", "ONNX Runtime on the CPU", accepts=ONNX),)
 

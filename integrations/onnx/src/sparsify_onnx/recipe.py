@@ -6,6 +6,7 @@ from typing import Any
 
 from sparsify import Description, Experiment, Recipe, RecipeGenerator, Step, target_sparsity
 
+from sparsify_onnx.foresight import foresee
 from sparsify_onnx.ladder import rescue
 
 GROUP = "post_training_modifiers"
@@ -36,4 +37,4 @@ def _step(name: str, options: dict[str, Any]) -> Step:
     return Step(name, "post-training", options, GROUP)
 
 
-GENERATOR = RecipeGenerator(write, rescue)
+GENERATOR = RecipeGenerator(write, rescue, foresee)

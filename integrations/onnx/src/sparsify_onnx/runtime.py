@@ -71,33 +71,36 @@ def _reason(error: Exception) -> str:
 class _Facts(Mapping[str, Any]):
     """Say what runs where, read on first use: it costs optimising the model once more, which timing must not pay.
 
-    runtime, version, precision, int8_executed, float_executed, threads, providers.
+    runtime, version, threads, providers, uses_zeros; then what is read: precision, int8_executed, float_executed.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
         self.path, self.threads = path, threads
+        self.known: dict[str, Any] = {
+            "runtime": "onnxruntime",
+            "version": ort.__version__,
+            "threads": threads,
+            "providers": ("CPUExecutionProvider",),
+            "uses_zeros": False,
+        }
 
     @cached_property
     def _read(self) -> dict[str, Any]:
         integer, floating = executed(self.path, self.threads)
         return {
-            "runtime": "onnxruntime",
-            "version": ort.__version__,
             "precision": "float32" if not integer else "mixed" if floating else "int8",
             "int8_executed": integer,
             "float_executed": floating,
-            "threads": self.threads,
-            "providers": ("CPUExecutionProvider",),
         }
 
     def __getitem__(self, key: str) -> Any:
-        return self._read[key]
+        return self.known[key] if key in self.known else self._read[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._read)
+        return iter({**self.known, **self._read})
 
     def __len__(self) -> int:
-        return len(self._read)
+        return len(self.known) + len(self._read)
 
 
 class _Session:

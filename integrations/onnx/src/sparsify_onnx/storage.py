@@ -229,6 +229,17 @@ def as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
+def give_back(converted: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Turn inputs that stand for weights into initializers again."""
+    held = {tensor.name: tensor for tensor in model.graph.initializer if is_heavy(tensor)}
+    asked = {value.name for value in model.graph.input}
+    kept = [value for value in converted.graph.input if value.name not in held or value.name in asked]
+    found = [held[value.name] for value in converted.graph.input if value.name in held]
+    del converted.graph.input[:]
+    converted.graph.input.extend(kept)
+    converted.graph.initializer.extend(found)
+
+
 def _put(message: onnx.GraphProto | onnx.ModelProto, name: str, value: object) -> None:
     if isinstance(value, (str, int)):
         setattr(message, name, value)

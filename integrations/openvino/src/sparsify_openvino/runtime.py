@@ -40,7 +40,8 @@ class _Session:
     """Adapt OpenVINO's compiled model.
 
     facts: runtime, version, precision, int8_executed and float_executed (nodes that multiply, of the executed graph),
-    precisions (of all of those, counted), threads.
+    precisions (of all of those, counted), uses_zeros,
+    threads.
     """
 
     def __init__(self, path: Path, compiled: openvino.CompiledModel) -> None:
@@ -59,6 +60,7 @@ class _Session:
             "int8_executed": integer,
             "float_executed": floating.total(),
             "precisions": dict(counts),
+            "uses_zeros": False,  # it has sparse weights for AMX's MatMul alone, switched off by default
             "threads": compiled.get_property("INFERENCE_NUM_THREADS"),
         }
 

@@ -36,6 +36,7 @@ FUNCTIONS: Mapping[str, str] = {
     "trainers": "model modifiers data context",
     "exporters": "model",
     "runtimes": "path threads",
+    "installers": "say",
 }
 RECORDS: Mapping[str, tuple[type[Any], Mapping[str, str]]] = {
     "use_cases": (UseCase, {"check": "data description", "readme": "data description", "picture": "data key",
@@ -43,9 +44,13 @@ RECORDS: Mapping[str, tuple[type[Any], Mapping[str, str]]] = {
     "dataset_loaders": (DatasetLoader, {"recognises": "path", "load": "request"}),
     "model_loaders": (
         ModelFormat, {"load": "path", "save": "model path", "describe": "model",
-                      "compare": "reference candidate dataset batch_size score", "fit": "model limit", "files": "path"},
+                      "compare": "reference candidate dataset batch_size score", "fit": "model limit", "files": "path",
+                      "read": "path"},
     ),
-    "recipe_generators": (RecipeGenerator, {"write": "experiment description", "rescue": "search recipe"}),
+    "recipe_generators": (
+        RecipeGenerator,
+        {"write": "experiment description", "rescue": "search recipe", "foresee": "search recipe"},
+    ),
     "evaluators": (Metric, {"observe": "outputs targets", "reduce": "records"}),
 }  # fmt: skip
 # what an entry has to say besides its name, target and summary
