@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,16 @@ class Fate:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def size_as_time(plan: Any, loaded: Any, runtime: str, artefact: Path, *_: Any) -> Mapping[str, Timing]:
+def size_as_time(
+    plan: Any, loaded: Any, runtimes: Sequence[str], artefact: Path, *_: Any
+) -> Mapping[str, Mapping[str, Timing]]:
     paths = {"baseline": plan.model_path, "optimized": artefact}
     spent = {name: path.stat().st_size / 1e5 for name, path in paths.items()}
-    return {
+    timings = {
         name: Timing(1, 1, took, took, 1 / took, (took, took), {"precision": None, "int8_executed": None})
         for name, took in spent.items()
     }
+    return dict.fromkeys(runtimes, timings)
 
 
 def run(moments: str, arguments: list[str]) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 from sparsify import MissingLibraryError, RequestError, TensorSpec, load_plugins
-from sparsify_onnx.benchmark import Contender, app, natural_batch, parse_shape, random_inputs
+from sparsify_onnx.benchmark import app, pinned
+from sparsify_onnx.random_inputs import Contender, natural_batch, parse_shape, random_inputs
+from sparsify_onnx.runtime import physical_cores
 from typer.testing import CliRunner
 
 from tests.onnx import models
@@ -106,18 +109,93 @@ def test_json_holds_the_latency_keys_and_the_ratio_to_the_first(run: Run, model:
         ("a.onnx", 1), ("b.onnx", 1), ("a.onnx", 4), ("b.onnx", 4),
     ]  # fmt: skip
     assert set(rows[0]) == {
-        "model", "runtime", "batch", "threads", "p50_ms", "p95_ms", "throughput", "precision", "int8_executed",
-        "time_ratio",
+        "model", "runtime", "version", "batch", "streams", "threads", "input_shapes", "p50_ms", "p95_ms", "throughput",
+        "distribution_ms", "precision", "int8_executed", "supported", "time_ratio", "time_ratio_own",
     }  # fmt: skip
-    assert rows[0]["time_ratio"] is None
+    assert rows[0]["time_ratio"] is rows[0]["time_ratio_own"] is None
     ratio = rows[1]["time_ratio"]
     assert ratio["low"] <= ratio["value"] <= ratio["high"]
+    assert rows[2]["input_shapes"] == {"x": [4, 3]}
+    spread = rows[1]["distribution_ms"]
+    assert spread["p25"] <= spread["p50"] <= spread["p75"] <= spread["p90"] <= spread["p95"] <= spread["p99"]
+    assert spread["iterations"] >= 7 * 5
+    assert spread["seconds"] == pytest.approx(spread["iterations"] * spread["mean"] / 1000, rel=0.01, abs=1e-3)
+    assert set(results["environment"]) == {"python", "system", "cpu", "cores", "cpu_features", "pinned_cores"}
 
 
 def test_the_same_model_may_be_timed_twice_and_on_several_runtimes(run: Run, model: Callable[..., str]) -> None:
     path = model(["x", "float32", ["n", 3]])
     rows = json.loads(run(path, path, "--runtime", "slow", "--runtime", "silent", "--json"))["results"]
     assert [row["runtime"] for row in rows] == ["slow", "silent", "slow", "silent"]
+
+
+def test_each_runtime_has_its_own_first(run: Run, model: Callable[..., str]) -> None:
+    first, second = model(["x", "float32", ["n", 3]]), model(["y", "float32", ["n", 3]], name="b.onnx")
+    rows = json.loads(run(first, second, "--runtime", "slow", "--runtime", "silent", "--json"))["results"]
+    assert [row["time_ratio_own"] is None for row in rows] == [True, True, False, False]
+    assert [row["time_ratio"] is None for row in rows] == [True, False, False, False]
+
+
+def test_all_runtimes_are_those_whose_libraries_are_installed(run: Run, model: Callable[..., str]) -> None:
+    rows = json.loads(run(model(["x", "float32", ["n", 3]]), "--runtime", "all", "--json"))["results"]
+    assert [row["runtime"] for row in rows] == ["onnxruntime", "silent", "slow"]
+
+
+def test_streams_run_batches_at_once_and_count_them_all(run: Run, tmp_path: Path) -> None:
+    path = str(models.save(models.conv_net(), tmp_path))
+    arguments = ["-b", "2", "--streams", "1", "--streams", "3", "--input-shape", "input:2,3,8,8", "--threads", "3"]
+    rows = json.loads(run(path, *arguments, "--json"))["results"]
+    assert [(row["batch"], row["streams"]) for row in rows] == [(2, 1), (2, 3)]
+    for row in rows:
+        spent = row["distribution_ms"]
+        items = spent["iterations"] * row["batch"] * row["streams"]
+        assert row["throughput"] == pytest.approx(items / spent["seconds"], rel=0.05)
+    assert "streams" in run(path, *arguments)
+
+
+def test_a_stream_that_fails_fails_the_round() -> None:
+    from sparsify_onnx.streams import open_streams
+
+    opened: list[int] = []
+
+    class Odd:
+        facts: ClassVar[dict[str, Any]] = {}
+
+        def __init__(self, threads: int) -> None:
+            opened.append(threads)
+            self.last = len(opened) == 3
+
+        def run(self, inputs: Any) -> dict[str, Any]:
+            if self.last:
+                raise RequestError("it fails", fix="none")
+            return {}
+
+        def close(self) -> None:
+            opened.pop()
+
+    session = open_streams(Odd, 3, 8)
+    assert opened == [2, 2, 2]
+    with pytest.raises(RequestError, match="it fails"):
+        session.run({})
+    session.close()
+    assert opened == []
+
+
+def test_the_json_goes_into_a_file_too(run: Run, model: Callable[..., str], tmp_path: Path) -> None:
+    shown = run(model(["x", "float32", ["n", 3]]), "-e", "slow", "-x", str(tmp_path / "out.json"), "--json")
+    assert json.loads((tmp_path / "out.json").read_text()) == json.loads(shown)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux pins processes")
+def test_a_process_is_pinned_to_physical_cores_and_let_go() -> None:
+    before = os.sched_getaffinity(0)
+    for threads, wanted in ((0, len(physical_cores())), (1, 1)):
+        with pinned(threads) as cores:
+            assert (cores, os.sched_getaffinity(0)) == (wanted, set(physical_cores()[:wanted]))
+        assert os.sched_getaffinity(0) == before
+    with pinned(None) as cores:
+        assert os.sched_getaffinity(0) == before
+    assert cores == len(physical_cores())
 
 
 def test_the_table_names_everything_and_shows_unknowns_as_dashes(run: Run, model: Callable[..., str]) -> None:
@@ -232,7 +310,7 @@ def test_shapes_are_read() -> None:
 
 
 def contender(*inputs: TensorSpec) -> Contender:
-    return Contender(Path("m.onnx"), "none", lambda: pytest.fail("not opened"), inputs)
+    return Contender(Path("m.onnx"), "none", lambda threads: pytest.fail("not opened"), inputs)
 
 
 def test_random_inputs_are_seeded_and_integers_are_small() -> None:

@@ -23,6 +23,7 @@ _PUBLIC = {
     "inference": "Pipeline",
     "levels": "target_sparsity",
     "metrics": "class_ids class_scores",
+    "outcome": "environment",
     "pipeline": "Result",
     "plugins": "DISABLE Offer Plugin Plugins install_command load_plugins load_target missing singular",
     "recipe": "Recipe Step",

@@ -21,6 +21,7 @@ from sparsify.inference import Pipeline as Pipeline
 from sparsify.levels import target_sparsity as target_sparsity
 from sparsify.metrics import class_ids as class_ids
 from sparsify.metrics import class_scores as class_scores
+from sparsify.outcome import environment as environment
 from sparsify.pipeline import Result as Result
 from sparsify.plugins import DISABLE as DISABLE
 from sparsify.plugins import Offer as Offer

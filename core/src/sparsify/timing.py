@@ -34,7 +34,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Timing:
-    """Hold how fast a model ran: milliseconds a batch, items a second, and what the timed session said it executed."""
+    """Hold how fast a model ran: milliseconds a batch, items a second, and what the timed session said it executed.
+
+    runs_ms: of every run, in ascending order.
+    """
 
     batch: int
     threads: int
@@ -43,6 +46,7 @@ class Timing:
     throughput: float
     block_ms: tuple[float, ...]
     facts: Mapping[str, Any]
+    runs_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def _run_for(session: Session, inputs: Arrays, seconds: float, least: int) -> li
 def _timing(blocks: Sequence[Sequence[float]], facts: Mapping[str, Any], batch: int, threads: int) -> Timing:
     runs = sorted(run for block in blocks for run in block)
     p95, throughput = runs[math.ceil(0.95 * len(runs)) - 1], 1000 * batch / fmean(runs)
-    return Timing(batch, threads, median(runs), p95, throughput, tuple(map(median, blocks)), facts)
+    return Timing(batch, threads, median(runs), p95, throughput, tuple(map(median, blocks)), facts, tuple(runs))
 
 
 def time_ratio(candidate: Timing, baseline: Timing) -> Ratio:

@@ -3,191 +3,179 @@
 from __future__ import annotations
 
 import json
-import re
+import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
+from statistics import fmean, pstdev
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
-from onnx import helper
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from sparsify import (
     Candidate,
-    RequestError,
+    Plugins,
     Session,
     Talk,
-    TensorSpec,
+    environment,
+    fit,
     load_plugins,
+    load_runtime,
+    missing,
     speed_words,
     time_interleaved,
     time_ratio,
 )
 
-from sparsify_onnx.graph import model_inputs
-from sparsify_onnx.storage import read_proto
+from sparsify_onnx.doctor import cpu_features
+from sparsify_onnx.random_inputs import Arrays, Contender, natural_batch, parse_shape, random_inputs, read_inputs
+from sparsify_onnx.runtime import physical_cores
+from sparsify_onnx.streams import open_streams
 
 BLOCKS = 7
+ALL = "all"
 PLAIN_WIDTH = 200  # of a table that goes into a file or a pipe
-Shapes = Mapping[str, tuple[int, ...]]
-Arrays = dict[str, NDArray[Any]]
+PERCENTILES = (25, 50, 75, 90, 95, 99)
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
-
-
-@dataclass(frozen=True)
-class Contender:
-    """Hold one model on one runtime, and what it takes."""
-
-    model: Path
-    runtime: str
-    open: Callable[[], Session]
-    inputs: tuple[TensorSpec, ...]
 
 
 @app.command()
 def benchmark(
     models: Annotated[list[Path], typer.Argument(help="model files, or deployment folders", metavar="MODEL...")],
-    runtime: Annotated[list[str], typer.Option(help="repeatable")] = ["onnxruntime"],  # noqa: B006 - typer copies it
-    batch_size: Annotated[list[int] | None, typer.Option(min=1, help="repeatable; default: the model's, or 1")] = None,
-    threads: Annotated[int, typer.Option(min=0, help="threads of a session; 0 = all cores")] = 0,
-    seconds: Annotated[float, typer.Option(min=0.01, help="measured time of each model and batch size")] = 1.4,
+    runtime: Annotated[list[str], typer.Option("--runtime", "-e", help="repeatable; all = every one installed")] = [  # noqa: B006 - typer copies it
+        "onnxruntime"
+    ],
+    batch_size: Annotated[
+        list[int] | None, typer.Option("--batch-size", "-b", min=1, help="repeatable; default: the model's, or 1")
+    ] = None,
+    streams: Annotated[list[int] | None, typer.Option(min=1, help="batches at once; repeatable; default 1")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="threads, of all streams together; 0 = all cores")] = 0,
+    seconds: Annotated[float, typer.Option("--seconds", "-t", min=0.01, help="measured time of each row")] = 1.4,
     input_shape: Annotated[list[str] | None, typer.Option(help="NAME:1,3,224,224 fixes free axes; repeatable")] = None,
+    pin: Annotated[bool, typer.Option(help="keep to one logical CPU of each physical core")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    export_path: Annotated[Path | None, typer.Option("--export-path", "-x", help="write the JSON to a file")] = None,
 ) -> None:
-    """Time models and runtimes side by side, and compare each with the first."""
+    """Time models and runtimes side by side, and compare each with the first, and with the first on its runtime."""
     plugins, talk = load_plugins(), Talk(quiet=as_json)
-    openers = {name: plugins.load("runtimes", name) for name in runtime}
     shapes = dict(parse_shape(text) for text in input_shape or ())
-    found = [
-        Contender(path, name, partial(opener, path, threads), inputs)
-        for path, inputs in map(read_inputs, models)
-        for name, opener in openers.items()
-    ]
-    batches = batch_size or [natural_batch(found, shapes)]
-    drawn = {batch: [random_inputs(one, shapes, batch) for one in found] for batch in batches}  # all, before any runs
-    results = [row for batch in batches for row in measure(found, drawn[batch], batch, threads, seconds, talk)]
+    with TemporaryDirectory(prefix="sparsify-") as folder, pinned(threads if pin else None) as cores:
+        found = list(contenders(models, named_runtimes(runtime, plugins), plugins, Path(folder)))
+        batches = batch_size or [natural_batch(found, shapes)]
+        drawn = {batch: [random_inputs(one, shapes, batch) for one in found] for batch in batches}  # before any runs
+        timed = partial(measure, found, threads=threads or cores, seconds=seconds, talk=talk)
+        rows = [row for batch, count in product(batches, streams or [1]) for row in timed(drawn[batch], batch, count)]
+    known = {**environment(), "cpu_features": cpu_features(), "pinned_cores": cores if pin else None}
+    text = json.dumps({"schema": 1, "environment": known, "results": rows}, indent=2)
+    if export_path is not None:
+        export_path.write_text(text + "\n", encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps({"schema": 1, "results": results}, indent=2))
+        typer.echo(text)
     else:
-        show(results)
+        show(rows)
 
 
-def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """Read `name:1,3,224,224`; the name may hold colons. Raises RequestError."""
-    found = re.fullmatch(r"(.+):([1-9]\d*(?:,[1-9]\d*)*)", text)
-    if not found:
-        raise RequestError(f"--input-shape {text} is no shape", fix="write for example --input-shape input:1,3,224,224")
-    return found[1], tuple(map(int, found[2].split(",")))
+def named_runtimes(names: Sequence[str], plugins: Plugins) -> tuple[str, ...]:
+    """Resolve `all` to every runtime whose libraries are installed."""
+    installed = [offer.entry.name for offer in plugins.offers("runtimes") if not missing(offer.entry)]
+    return tuple(dict.fromkeys(one for name in names for one in (installed if name == ALL else [name])))
 
 
-def read_inputs(path: Path) -> tuple[Path, tuple[TensorSpec, ...]]:
-    """Find the model file, also in a deployment or run folder, and read what inputs it takes; raises RequestError."""
-    places = [path / "model.onnx", path / "deployment" / "model.onnx"] if path.is_dir() else [path]
-    file = next((place for place in places if place.is_file() or place == path), None)
-    if file is None:
-        problem = f"MODEL: {path} is a folder without model.onnx"
-        raise RequestError(problem, fix="give a model file or a deployment folder")
-    return file, tuple(_specs(file))
+def contenders(models: Sequence[Path], runtimes: Sequence[str], plugins: Plugins, folder: Path) -> Iterator[Contender]:
+    """Pair every model with every runtime, in a form that the runtime takes."""
+    for place, (path, inputs) in enumerate(map(read_inputs, models)):
+        for name in runtimes:
+            opener, fitted = load_runtime(name, plugins), fit(path, name, plugins, folder / str(place))
+            yield Contender(path, name, partial(opener, fitted), inputs)
 
 
-def _specs(path: Path) -> Iterator[TensorSpec]:
-    for value in model_inputs(read_proto(path)):
-        tensor = value.type.tensor_type
-        dims = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim)
-        yield TensorSpec(value.name, str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), tuple(dims))
+@contextmanager
+def pinned(threads: int | None) -> Iterator[int]:
+    """Keep this process to a logical CPU of each of so many physical cores, 0 for all; yields how many those are.
 
-
-def natural_batch(found: Sequence[Contender], shapes: Shapes) -> int:
-    """Return the batch size that --input-shape or else the first model with a fixed one asks for, or 1."""
-    given = [shapes[spec.name][0] for one in found for spec in one.inputs if spec.name in shapes]
-    return next((batch for batch in (*given, *map(_fixed_batch, found)) if batch), 1)
-
-
-def _fixed_batch(contender: Contender) -> int:
-    """Return the batch size a model is bound to, or 0 where any of its inputs is free."""
-    firsts = [spec.shape[0] for spec in contender.inputs if spec.shape]
-    return min((first if isinstance(first, int) else 0 for first in firsts), default=0)
-
-
-def random_inputs(contender: Contender, shapes: Shapes, batch: int, seed: int = 0) -> Arrays:
-    """Draw normal floats, and integers of 0 and 1, which are valid ids of any vocabulary.
-
-    Raises RequestError for a batch size or a shape that the model does not take.
+    None leaves it where it may run.
     """
-    model, fixed, names = contender.model, _fixed_batch(contender), [spec.name for spec in contender.inputs]
-    if fixed not in (0, batch):
-        problem = f"{model} has a fixed batch size of {fixed}, not {batch}"
-        raise RequestError(problem, fix=f"use --batch-size {fixed}, or export the model with a free first axis")
-    if unknown := sorted(shapes.keys() - names):
-        problem = f"--input-shape: {model} has no input '{unknown[0]}'"
-        raise RequestError(problem, fix=f"use one of: {', '.join(names)}")
-    generator = np.random.default_rng(seed)
-    inputs = {}
-    for spec in contender.inputs:
-        shape, dtype = _shape(model, spec, shapes.get(spec.name), batch), np.dtype(spec.dtype)
-        drawn = generator.standard_normal(shape) if dtype.kind == "f" else generator.integers(0, 2, shape)
-        inputs[spec.name] = np.asarray(drawn).astype(dtype)
-    return inputs
-
-
-def _shape(model: Path, spec: TensorSpec, given: tuple[int, ...] | None, batch: int) -> tuple[int, ...]:
-    """Fill the free axes: the first is the batch, the others must be given."""
-    said = "(" + ", ".join("?" if length is None else str(length) for length in spec.shape) + ")"
-    own = [length if isinstance(length, int) else 0 for length in spec.shape]
-    wanted = given or own
-    if len(wanted) != len(own) or any(fixed not in (0, new) for fixed, new in zip(own, wanted, strict=True)):
-        raise RequestError(
-            f"--input-shape: input '{spec.name}' of {model} is {said}, not {given}",
-            fix="give every axis, the batch first, and keep those that the model fixes",
-        )
-    shape = tuple(wanted) if not own or own[0] else (batch, *wanted[1:])
-    if 0 in shape:
-        example = ",".join(str(length or 128) for length in shape)
-        raise RequestError(
-            f"input '{spec.name}' of {model} has free axes: {said}",
-            fix=f"give its shape, for example --input-shape {spec.name}:{example}",
-        )
-    return shape
+    cores = physical_cores()
+    if threads is None or not hasattr(os, "sched_setaffinity"):
+        yield len(cores)
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores[: threads or None])
+    try:
+        yield len(cores[: threads or None])
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def measure(
-    found: Sequence[Contender], inputs: Sequence[Arrays], batch: int, threads: int, seconds: float, talk: Talk
+    found: Sequence[Contender],
+    inputs: Sequence[Arrays],
+    batch: int,
+    streams: int,
+    *,
+    threads: int,
+    seconds: float,
+    talk: Talk,
 ) -> Iterator[dict[str, Any]]:
-    """Time all contenders at one batch size; `time_ratio` compares each with the first."""
+    """Time all contenders at one batch size and one number of streams."""
+    openers: list[Callable[[], Session]] = [partial(open_streams, one.open, streams, threads) for one in found]
     # a model may be given twice: the candidates' names are their places
-    candidates = [Candidate(str(place), one.open, inputs[place]) for place, one in enumerate(found)]
+    candidates = [Candidate(str(place), openers[place], inputs[place]) for place in range(len(found))]
     timings = time_interleaved(
         candidates,
         {},
-        batch=batch,
+        batch=batch * streams,
         threads=threads,
         blocks=BLOCKS,
         min_seconds=seconds / BLOCKS,
         progress=talk.progress,
     )
-    for one, (place, timing) in zip(found, timings.items(), strict=True):
-        row = {"model": str(one.model), "runtime": one.runtime, "batch": batch, "threads": threads}
+    first_of = {one.runtime: place for place, one in reversed(list(enumerate(found)))}
+    for place, (one, timing) in enumerate(zip(found, timings.values(), strict=True)):
+        row = {"model": str(one.model), "runtime": one.runtime, "batch": batch, "streams": streams, "threads": threads}
         row |= {key: round(getattr(timing, key), 4) for key in ("p50_ms", "p95_ms", "throughput")}
-        row |= {key: timing.facts.get(key) for key in ("precision", "int8_executed")}
-        yield {**row, "time_ratio": None if place == "0" else asdict(time_ratio(timing, timings["0"]))}
+        row |= {"input_shapes": {name: list(array.shape) for name, array in inputs[place].items()}}
+        row |= {"distribution_ms": distribution(timing.runs_ms)}
+        row |= {key: timing.facts.get(key) for key in ("version", "precision", "int8_executed", "supported")}
+        ratios = {"time_ratio": 0, "time_ratio_own": first_of[one.runtime]}
+        yield row | {
+            key: None if place == first else asdict(time_ratio(timing, timings[str(first)]))
+            for key, first in ratios.items()
+        }
+
+
+def distribution(runs: Sequence[float]) -> dict[str, float]:
+    """Summarize the milliseconds of all runs: count, mean, standard deviation and percentiles (nearest rank)."""
+    ranks = {f"p{share}": runs[math.ceil(share / 100 * len(runs)) - 1] for share in PERCENTILES}
+    found = {"iterations": len(runs), "seconds": sum(runs) / 1000, "mean": fmean(runs), "std": pstdev(runs), **ranks}
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def show(results: Sequence[Mapping[str, Any]]) -> None:
     """Print the results as a table on stdout."""
-    headings = ("model", "runtime", "batch", "p50 ms", "p95 ms", "items/s", "precision", "INT8 nodes", "speed")
+    several = any(row["streams"] > 1 for row in results)
+    other = any(row["time_ratio_own"] != row["time_ratio"] for row in results)
+    headings = ["model", "runtime", "batch", *(["streams"] if several else []), "p50 ms", "p95 ms", "items/s"]
+    headings += ["precision", "INT8 nodes", "speed", *(["on its runtime"] if other else [])]
     table = Table(*headings, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for row in results:
+        counts = [str(row["batch"]), *([str(row["streams"])] if several else [])]
         measured = [f"{row['p50_ms']:.4g}", f"{row['p95_ms']:.4g}", f"{row['throughput']:,.1f}"]
         executed = ["–" if row[key] is None else str(row[key]) for key in ("precision", "int8_executed")]
-        ratio = row["time_ratio"]
-        bounds = [1 / ratio["high"], 1 / ratio["low"]] if ratio else ()
-        speed = speed_words(1 / ratio["value"], bounds) if ratio else "the first"
-        table.add_row(*map(Text, [row["model"], row["runtime"], str(row["batch"]), *measured, *executed, speed]))
+        speeds = [speed(row["time_ratio"]), *([speed(row["time_ratio_own"])] if other else [])]
+        table.add_row(*map(Text, [row["model"], row["runtime"], *counts, *measured, *executed, *speeds]))
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
+
+
+def speed(ratio: Mapping[str, float] | None) -> str:
+    """Say a ratio of times in words."""
+    return speed_words(1 / ratio["value"], [1 / ratio["high"], 1 / ratio["low"]]) if ratio else "the first"

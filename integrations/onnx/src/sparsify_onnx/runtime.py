@@ -146,9 +146,14 @@ def executed(path: Path, threads: int) -> tuple[int, int]:
 
 def usable_cores() -> int:
     """Count the physical cores this process may use: two threads on one core share its arithmetic units."""
-    logical = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = {_siblings(number) for number in logical}
-    return max(len(cores), 1)
+    return len(physical_cores())
+
+
+def physical_cores() -> tuple[int, ...]:
+    """List a logical CPU of each physical core that this process may use."""
+    logical = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = {_siblings(number): number for number in reversed(logical)}
+    return tuple(sorted(cores.values())) or (0,)
 
 
 def _siblings(number: int) -> str:
