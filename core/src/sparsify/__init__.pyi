@@ -40,6 +40,7 @@ from sparsify.search import Search as Search
 from sparsify.talk import Talk as Talk
 from sparsify.timing import Candidate as Candidate
 from sparsify.timing import Ratio as Ratio
+from sparsify.timing import Timing as Timing
 from sparsify.timing import gzip_size as gzip_size
 from sparsify.timing import time_interleaved as time_interleaved
 from sparsify.timing import time_ratio as time_ratio

@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Write torchvision's ResNet-50 with random weights as ONNX: python benchmarks/export_resnet50.py FILE.onnx.
+
+Needs torch and torchvision. Batch norms see noise first, so that random weights keep activations in a usual range.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torchvision
+
+SIDE = 224
+
+
+def main(path: str) -> None:
+    """Export with a free batch axis, opset 17."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet50(weights=None)
+    model.train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(8, 3, SIDE, SIDE))
+    model.eval()
+    torch.onnx.export(
+        model,
+        (torch.randn(1, 3, SIDE, SIDE),),
+        path,
+        input_names=["input"],
+        output_names=["logits"],
+        dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
+        opset_version=17,
+        dynamo=False,
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
