@@ -1,8 +1,7 @@
 """Start the program: a signal ends it with exit 130 and two lines, wherever it lands, from the first import on."""
 
-import signal
+import signal  # and nothing else that takes time: before `main` a signal is a traceback
 import sys
-from typing import NoReturn
 
 
 # Where a plain KeyboardInterrupt has once left a string given to `exec`, as in dataclasses, `python -m` kills itself at
@@ -11,10 +10,10 @@ class Interrupted(KeyboardInterrupt):
     """Stop the program."""
 
 
-def main(*words: str) -> NoReturn:
+def main(*words: str) -> None:
     """Run the program on these words and the command line's, and exit."""
 
-    def stop(number: int, frame: object) -> NoReturn:
+    def stop(number: int, frame: object) -> None:
         signal.signal(signal.SIGALRM, stop)  # destructors and callbacks from C drop an exception: raise it again
         signal.setitimer(signal.ITIMER_REAL, 2.0)
         raise Interrupted
@@ -36,12 +35,12 @@ def main(*words: str) -> NoReturn:
         sys.exit(130)
 
 
-def run_main() -> NoReturn:
+def run_main() -> None:
     """Behave as `sparsify run`, the command of the old guides (`sparsify.run`)."""
     main("run")
 
 
-def doctor_main() -> NoReturn:
+def doctor_main() -> None:
     """Behave as `sparsify doctor` (`sparsify.check_environment`)."""
     main("doctor")
 
