@@ -151,7 +151,7 @@ def test_doctor_names_clashing_packages() -> None:
 
 
 def test_cpu_without_dot_product_is_told() -> None:
-    from sparsify_onnx.doctor import cpu_sentence
+    from sparsify_onnx.cpu import cpu_sentence
 
     assert "fast INT8" in cpu_sentence(("avx2", "avx512_vnni"))
     assert "no INT8 dot product" in cpu_sentence(("avx2",))

@@ -1,6 +1,6 @@
-"""Run the program and die at a given moment, as by a lost power supply.
+"""Run the program and send it a signal at a given moment; SIGKILL is like a lost power supply.
 
-    python -m tests.cross.dying 'MOMENT > MOMENT' ARGUMENTS
+    python -m tests.cross.dying SIGKILL 'MOMENT > MOMENT' ARGUMENTS
 
 A moment is the start of a line that the program says, or the label of a progress bar that moves on; where several are
 given, each is waited for after the one before. Without any the program runs to its end. Timing is replaced by a figure
@@ -17,29 +17,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparsify import pipeline, search
-from sparsify.cli.app import main
+from sparsify import Search
+from sparsify.__main__ import main
 from sparsify.talk import Talk
 from sparsify.timing import Timing
 
 
 class Fate:
-    """Wait for one moment after another, and kill this process at the last."""
+    """Wait for one moment after another, and send this process a signal at the last."""
 
-    def __init__(self, moments: str) -> None:
+    def __init__(self, number: int, moments: str) -> None:
+        self.number = number
         self.moments = [moment.strip() for moment in moments.split(">") if moment.strip()]
 
     def meet(self, text: str) -> None:
         if self.moments and text.strip().startswith(self.moments[0]):
             del self.moments[0]
             if not self.moments:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.number)
 
 
 def size_as_time(
-    plan: Any, loaded: Any, runtimes: Sequence[str], artefact: Path, *_: Any
+    search: Search, artefact: Path, runtimes: Sequence[str], *_: Any
 ) -> Mapping[str, Mapping[str, Timing]]:
-    paths = {"baseline": plan.model_path, "optimized": artefact}
+    paths = {"baseline": search.plan.model_path, "optimized": artefact}
     spent = {name: path.stat().st_size / 1e5 for name, path in paths.items()}
     timings = {
         name: Timing(1, 1, took, took, 1 / took, (took, took), {"precision": None, "int8_executed": None})
@@ -48,8 +49,8 @@ def size_as_time(
     return dict.fromkeys(runtimes, timings)
 
 
-def run(moments: str, arguments: list[str]) -> None:
-    fate, say, event = Fate(moments), Talk.say, Talk.event
+def run(fate: Fate) -> None:
+    say, event = Talk.say, Talk.event
 
     def meet_and(heard: Callable[..., None]) -> Callable[..., None]:
         def hear(talk: Talk, text: str, /, **facts: Any) -> None:
@@ -63,9 +64,11 @@ def run(moments: str, arguments: list[str]) -> None:
         yield lambda: fate.meet(label)
 
     Talk.say, Talk.event, Talk.progress = meet_and(say), meet_and(event), progress  # type: ignore[assignment, method-assign]
-    search.time_beside_baseline = pipeline.time_beside_baseline = size_as_time  # type: ignore[attr-defined, assignment]
-    main(arguments)
+    Search.time = size_as_time  # type: ignore[method-assign, assignment]
+    main()
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2:])
+    fated = Fate(signal.Signals[sys.argv[1]], sys.argv[2])
+    del sys.argv[1:3]
+    run(fated)

@@ -1,4 +1,7 @@
-"""SIGKILL in every stage: each time `--resume` goes on, and the end is that of an undisturbed run, byte for byte."""
+"""SIGKILL in every stage: each time `--resume` goes on, and the end is that of an undisturbed run, byte for byte.
+
+A signal that can be caught ends every stage alike: exit 130, and how to go on.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +49,8 @@ def request_(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["run", "one-shot", *(str(word) for name, value in given.items() for word in (f"--{name}", value))]
 
 
-def start(moments: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.cross.dying", moments, *map(str, arguments)]
+def start(moments: str, *arguments: str | Path, by: str = "SIGKILL") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.cross.dying", by, moments, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
 
@@ -66,6 +69,20 @@ def test_a_run_killed_in_every_stage_ends_as_if_it_had_not_been(request_: list[s
     assert (killed / "recipe.yaml").read_bytes() == (whole / "recipe.yaml").read_bytes()
     assert figures(killed) == figures(whole)
     assert not (killed / ".state").exists()
+
+
+@pytest.mark.parametrize("stage", ["resolve", "load", "baseline", "recipe", "apply", "export", "verify", "report"])
+def test_a_run_interrupted_in_any_stage_says_how_to_go_on(request_: list[str], tmp_path: Path, stage: str) -> None:
+    by = "SIGTERM" if stage in ("load", "export") else "SIGINT"
+    done = start(f"stage-started {stage}", *request_, "--optim-level", "0.2", "--output", tmp_path / "run", by=by)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines()[-2:] == [
+        "error: interrupted",
+        "fix: run the same command again, with --resume if it made a run folder",
+    ]
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run").exists() == (stage != "resolve")
+    assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 def figures(folder: Path) -> dict[str, Any]:

@@ -172,7 +172,10 @@ def test_ctrl_c_says_how_to_go_on(digits: Digits, tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-2:] == ["error: interrupted", "fix: run the same command with --resume to go on"]
+    assert err.splitlines()[-2:] == [
+        "error: interrupted",
+        "fix: run the same command again, with --resume if it made a run folder",
+    ]
 
 
 def test_a_budget_that_is_missed_exits_6_with_the_artefact(sparsify: Call, digits: Digits, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -115,6 +115,14 @@ def test_the_ladder_stops_at_the_first_rung_within_budget() -> None:
         "activation ranges by percentile 99.99", "activation ranges by entropy",
     ]  # fmt: skip
     assert search.rungs[-1]["kept"]
+
+
+def test_every_rung_keeps_weights_in_the_range_that_the_recipe_asks_for() -> None:
+    steps = tuple(replace(step, options={**step.options, "reduce_range": True}) for step in PRUNED.steps)
+    search, _ = climb(lambda recipe: {"points": 5.0 - len(recipe.steps)}, Recipe(steps))
+    assert len({rung["name"] for rung in search.rungs}) == 6
+    for recipe in search.tried:
+        assert all(step.options["reduce_range"] for step in recipe.steps)
 
 
 def test_rungs_add_up() -> None:

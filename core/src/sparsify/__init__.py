@@ -6,7 +6,6 @@ What type checkers see stands in `__init__.pyi`.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
 
 _PUBLIC = {
     "agreement": "observe_agreement",
@@ -37,7 +36,7 @@ _HOME = {name: module for module, names in _PUBLIC.items() for name in names.spl
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name on first use (PEP 562), so that `import sparsify` stays free of heavy libraries."""
     if name not in _HOME:
         raise AttributeError(f"module 'sparsify' has no attribute '{name}'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 from sparsify.contracts import Model, ModelFormat, Session
 from sparsify.errors import MissingLibraryError, RequestError
@@ -70,13 +71,8 @@ def fit(path: Path, runtime: str, plugins: Plugins, folder: Path) -> Path:
     offer, accepted = find_format(path, plugins), find_runtime(runtime, plugins).entry.accepts
     if not accepted or offer.entry.name in accepted:
         return path
-    written, form = folder / f"{runtime}-{path.name}", _format(offer)
+    written, form = folder / f"{runtime}-{path.name}", cast(ModelFormat, load_target(offer))
     if not written.exists() or written.stat().st_mtime_ns <= path.stat().st_mtime_ns:
         folder.mkdir(parents=True, exist_ok=True)
         form.save(convert((form.read or form.load)(path), accepted, plugins), written)
     return written
-
-
-def _format(offer: Offer) -> ModelFormat:
-    found: ModelFormat = load_target(offer)
-    return found

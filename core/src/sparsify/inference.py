@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -22,6 +23,7 @@ Prepare = Callable[[Any, Deployment], Arrays]
 Interpret = Callable[[Arrays, Deployment], Any]
 
 
+@dataclass(eq=False)
 class Pipeline(AbstractContextManager["Pipeline"]):
     """Turn raw inputs into typed results, in batches; close it, or use it in a `with` block.
 
@@ -29,17 +31,12 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     classification, mappings of arrays become mappings of arrays in a custom use case.
     """
 
-    def __init__(
-        self,
-        deployment: Deployment,
-        prepare: Prepare,
-        interpret: Interpret,
-        session: Session,
-        batch_size: int,
-        fitted: ExitStack,
-    ) -> None:
-        self.deployment, self.prepare, self.interpret = deployment, prepare, interpret
-        self.session, self.batch_size, self.fitted = session, batch_size, fitted
+    deployment: Deployment
+    prepare: Prepare
+    interpret: Interpret
+    session: Session
+    batch_size: int
+    fitted: ExitStack
 
     @classmethod
     def create(

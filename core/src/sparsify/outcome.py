@@ -113,7 +113,7 @@ def drop_of(metrics: Sequence[Metric], pair: Pair) -> tuple[str, float, float, f
     return "agreement", 100.0, after, 100.0 - after
 
 
-def judge(*, changed: bool, verified: bool, drop: float, budget: float | None, slower: bool, late: bool = False) -> str:
+def judge(*, changed: bool, verified: bool, drop: float, budget: float | None, slower: bool, late: bool) -> str:
     """Give the verdict; a result that could not be verified is never called met. late: behind --target-speedup."""
     if not changed:
         return "baseline"

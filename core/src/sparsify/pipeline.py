@@ -25,19 +25,11 @@ from sparsify.recipe import Recipe, dump_recipe
 from sparsify.remembering import OUTPUT_BYTES, Outputs
 from sparsify.resolve import Loaded, Plan, request_of, resolve
 from sparsify.run_folder import RunFolder, file_hash, write_atomic, write_json, write_yaml
-from sparsify.search import (
-    Search,
-    compress,
-    evaluate_beside_baseline,
-    foresee,
-    remember_baseline,
-    score,
-    time_beside_baseline,
-)
+from sparsify.search import Search, compress, evaluate_beside_baseline, foresee, remember_baseline, score
 from sparsify.splits import draw_splits
 from sparsify.stages import stage
 from sparsify.talk import Talk
-from sparsify.timing import BLOCKS, Timing, time_ratio
+from sparsify.timing import BLOCK_S, BLOCKS, Timing, time_ratio
 
 BATCH = 8  # large enough for BLAS, small enough that one batch of activations is a modest share of memory
 
@@ -83,7 +75,7 @@ def run(
         record_recipe(plan, recipe)
         artefact = export(plan, loaded, model)
     with timed("verify"):
-        measured = verify(plan, loaded, model, artefact, talk)
+        measured = verify(search, model, artefact)
     with timed("report"):
         metrics = build_metrics(plan, loaded, recipe, model, measured, records, talk.notes, search.rungs)
         write_report(plan.folder, metrics)
@@ -228,22 +220,23 @@ def export(plan: Plan, loaded: Loaded, model: Model) -> Path:
     return artefact
 
 
-def verify(plan: Plan, loaded: Loaded, model: Model, artefact: Path, talk: Talk) -> Measured:
+def verify(search: Search, model: Model, artefact: Path) -> Measured:
     """Load the written file, measure it beside the baseline on the test samples, and time both interleaved."""
-    pair = evaluate_beside_baseline(plan, loaded, artefact, loaded.splits.test, talk.progress)
+    plan, loaded = search.plan, search.loaded
+    pair = evaluate_beside_baseline(plan, loaded, artefact, loaded.splits.test, search.talk.progress)
     unseen = loaded.splits.selection or loaded.splits.calibration  # no solver has seen the selection samples
     judge = partial(score, plan, loaded, unseen.take(unseen.keys[:128]))
     errors = plan.model_format.compare(loaded.model, model, unseen.take(unseen.keys[:64]), loaded.batch_size, judge)
-    timings = time_runtimes(plan, loaded, artefact, talk)
+    timings = time_runtimes(search, artefact)
     examples = show_examples(pair.predictions, loaded.data, loaded.splits.test, plan.use_case.picture)
     return Measured(pair, examples, timings, errors)
 
 
-def time_runtimes(plan: Plan, loaded: Loaded, artefact: Path, talk: Talk) -> Mapping[str, Mapping[str, Timing]]:
+def time_runtimes(search: Search, artefact: Path) -> Mapping[str, Mapping[str, Timing]]:
     """Time baseline and artefact on every runtime asked for, all in turns."""
-    runtimes, timings = plan.experiment.runtime, dict[str, dict[str, Timing]]()
+    runtimes, timings = search.plan.experiment.runtime, dict[str, dict[str, Timing]]()
     for blocks in (BLOCKS, 3 * BLOCKS):  # a busy machine can look like a slow model: look longer before saying so
-        timings = time_beside_baseline(plan, loaded, runtimes, artefact, blocks, talk.progress)
+        timings = search.time(artefact, runtimes, blocks, BLOCK_S)
         if time_ratio(timings[runtimes[0]]["optimized"], timings[runtimes[0]]["baseline"]).low <= SLOWER:
             break
     return timings

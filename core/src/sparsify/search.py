@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -58,9 +59,27 @@ class Search:
         with remember_baseline(self.plan, self.loaded) as session:
             return session.facts
 
-    def time(self, path: Path, runtimes: Sequence[str]) -> dict[str, dict[str, Timing]]:
-        """Time a file beside the model as it came, for a moment, by runtime."""
-        return time_beside_baseline(self.plan, self.loaded, runtimes, path, QUICK_BLOCKS, self.talk.progress, QUICK_S)
+    def time(
+        self, path: Path, runtimes: Sequence[str], blocks: int = QUICK_BLOCKS, seconds: float = QUICK_S
+    ) -> dict[str, dict[str, Timing]]:
+        """Time a file, as `optimized`, and the `baseline` by runtime, all in turns, at batch 1 or the model's own."""
+        threads, plugins, state = self.plan.experiment.threads, self.plan.plugins, self.plan.folder.state
+        batch = self.loaded.batch_size if self.loaded.fixed_batch else 1
+        inputs = next(iter(self.loaded.splits.test.batches(batch, pad=True))).inputs
+        paths, candidates = {"baseline": self.plan.model_path, "optimized": path}, []
+        for runtime, side in product(runtimes, paths):
+            opener, fitted = load_runtime(runtime, plugins), fit(paths[side], runtime, plugins, state)
+            candidates.append(Candidate(f"{runtime} {side}", partial(opener, fitted, threads)))
+        timings = time_interleaved(
+            candidates,
+            inputs,
+            batch=batch,
+            threads=threads,
+            blocks=blocks,
+            min_seconds=seconds,
+            progress=self.talk.progress,
+        )
+        return {runtime: {side: timings[f"{runtime} {side}"] for side in paths} for runtime in runtimes}
 
     def measure(self, recipe: Recipe, model: Model) -> dict[str, float]:
         """Measure a recipe's model beside the original on the selection samples.
@@ -147,30 +166,3 @@ def open_deciding(plan: Plan, path: Path) -> closing[Session]:
 def _open(plan: Plan, path: Path) -> Session:
     runtime, plugins = plan.experiment.runtime[0], plan.plugins
     return load_runtime(runtime, plugins)(fit(path, runtime, plugins, plan.folder.state), plan.experiment.threads)
-
-
-def time_beside_baseline(
-    plan: Plan,
-    loaded: Loaded,
-    runtimes: Sequence[str],
-    artefact: Path,
-    blocks: int,
-    progress: Progress,
-    seconds: float = 0.2,
-) -> dict[str, dict[str, Timing]]:
-    """Time baseline and artefact on runtimes, all interleaved, at batch 1 (or the model's fixed batch)."""
-    threads, plugins, state = plan.experiment.threads, plan.plugins, plan.folder.state
-    batch = loaded.batch_size if loaded.fixed_batch else 1
-    inputs = next(iter(loaded.splits.test.batches(batch, pad=True))).inputs
-    paths = {"baseline": plan.model_path, "optimized": artefact}
-    candidates = [
-        Candidate(
-            f"{runtime} {side}", partial(load_runtime(runtime, plugins), fit(path, runtime, plugins, state), threads)
-        )
-        for runtime in runtimes
-        for side, path in paths.items()
-    ]
-    timings = time_interleaved(
-        candidates, inputs, batch=batch, threads=threads, blocks=blocks, min_seconds=seconds, progress=progress
-    )
-    return {runtime: {side: timings[f"{runtime} {side}"] for side in paths} for runtime in runtimes}

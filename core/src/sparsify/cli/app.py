@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from types import FrameType
 from typing import Any, NoReturn
 
 import typer
@@ -55,11 +53,10 @@ class CommandGroup(TyperGroup):
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the program and exit."""
+    """Run the program and exit; what an interruption says is told by `sparsify.__main__`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
-    signal.signal(signal.SIGTERM, _interrupt)
     if arguments == ["--version"]:
         from importlib.metadata import version
 
@@ -72,14 +69,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _fail(error.lines(), error.exit_code, debug)
     except TyperException as error:
         _fail(_usage(error), ExitCode.REQUEST, debug)
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.OK)
-    if code == ExitCode.INTERRUPTED:  # typer itself turns Ctrl-C into this code
-        _fail("error: interrupted\nfix: run the same command with --resume to go on", code, debug)
-    sys.exit(code if isinstance(code, int) else ExitCode.OK)
+    sys.exit(code if isinstance(code, int) else ExitCode.OK)  # typer turns Ctrl-C into 130
 
 
 def _call(plugins: Plugins, arguments: list[str]) -> Any:
@@ -93,10 +88,6 @@ def _call(plugins: Plugins, arguments: list[str]) -> Any:
 
         blame(error, plugins, f"`sparsify {arguments[0]}`")
         raise
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _fail(lines: str, code: ExitCode, debug: bool) -> NoReturn:
@@ -118,13 +109,3 @@ def _usage(error: TyperException) -> str:
         fix = f"did you mean {possibilities[0]}? See `{path} --help`"
     message = str(getattr(error, "message", "") if possibilities else error.format_message())
     return RequestError(message.rstrip("."), fix=fix).lines()
-
-
-def run_main() -> NoReturn:
-    """Behave as `sparsify run`, the command of the old guides (`sparsify.run`)."""
-    main(["run", *sys.argv[1:]])
-
-
-def doctor_main() -> NoReturn:
-    """Behave as `sparsify doctor` (`sparsify.check_environment`)."""
-    main(["doctor", *sys.argv[1:]])

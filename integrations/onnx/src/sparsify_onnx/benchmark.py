@@ -35,7 +35,7 @@ from sparsify import (
     time_ratio,
 )
 
-from sparsify_onnx.doctor import cpu_features
+from sparsify_onnx.cpu import cpu_features
 from sparsify_onnx.random_inputs import Arrays, Contender, natural_batch, parse_shape, random_inputs, read_inputs
 from sparsify_onnx.runtime import physical_cores
 from sparsify_onnx.streams import open_streams

@@ -68,10 +68,10 @@ def solve_blocks(
             whole = replace(problem, target=problem.target * units[rows])
             fixed = (original[rows, part] == 0) & options.keep_zeros
             weights[rows, part] = choose_weights(whole, pattern[part], due, fixed, options) / units[rows]
-    scales = channel_scales(weights, "max")
+    scales = channel_scales(weights, "max", most=options.most)
     for grams, (rows, _) in zip(blocks.grams, group_slices(layer, 0), strict=True):
         for part, _, problem in _problems(blocks, grams, original[rows], 0, free, options) if options.rounded else ():
-            weights[rows, part] = _round(weights[rows, part], scales[rows], problem.hessian)
+            weights[rows, part] = _round(weights[rows, part], scales[rows], problem.hessian, options.most)
         if free and count:
             means = np.concatenate([gram[-1, :-1] for gram in grams]) / count
             bias[rows] = blocks.total[rows] / count - weights[rows] @ means
@@ -90,6 +90,7 @@ def _problems(
         yield slice(start, stop), due, repair_problem(gram, own @ gram[:-1], own, options.dampening, free)
 
 
-def _round(weights: Floats, scales: Floats, hessian: Matrix) -> Floats:
-    integers = descend(round_with_feedback(weights, scales, hessian[None]), weights, scales, hessian)
+def _round(weights: Floats, scales: Floats, hessian: Matrix, most: int) -> Floats:
+    start = round_with_feedback(weights, scales, hessian[None], most)
+    integers = descend(start, weights, scales, hessian, most=most)
     return np.asarray(integers * scales[:, None], dtype=np.float32)

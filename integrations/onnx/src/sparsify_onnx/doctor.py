@@ -25,8 +25,9 @@ from sparsify import (
     missing,
 )
 
+from sparsify_onnx.cpu import cpu_features, cpu_sentence
+
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
-FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 # variants that install the same import package and overwrite each other's files
 CLASHING = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-training")
 
@@ -118,19 +119,3 @@ def clash(installed: set[str]) -> Check:
         return Check("onnxruntime variants", names or "none")
     fix = f"pip uninstall -y {' '.join(found)} && pip install {found[0]}"
     return Check("onnxruntime variants", f"{names} overwrite each other", fix)
-
-
-def cpu_features() -> tuple[str, ...]:
-    """List the INT8-relevant features of this CPU, as the kernel names them; empty where it does not tell."""
-    path = Path("/proc/cpuinfo")
-    words = path.read_text().split() if path.is_file() else []
-    return tuple(name for name in FEATURES if name in words)
-
-
-def cpu_sentence(features: tuple[str, ...]) -> str:
-    """Say what the CPU's features mean for INT8."""
-    if not features:
-        return "features unknown; measure with `sparsify benchmark`"
-    fast = any("vnni" in name or name in ("amx_int8", "asimddp", "i8mm") for name in features)
-    verdict = "fast INT8" if fast else "no INT8 dot product: INT8 may be no faster, and may saturate on older CPUs"
-    return f"{', '.join(features)} ({verdict})"

@@ -12,7 +12,7 @@ SCATTERED = "unstructured"
 # what makes weights better and not faster
 QUICKER = {
     "SparseGPTModifier": ("MagnitudePruningModifier", ("sparsity", "targets", "ignore", "mask_structure")),
-    "QuantizationModifier": ("QuantizationModifier", ("ignore",)),
+    "QuantizationModifier": ("QuantizationModifier", ("ignore", "reduce_range")),
 }
 ROUGH = {"feedback": False, "bias_correction": False, "equalize": False, "ranges": "minmax"}
 

@@ -16,7 +16,7 @@ from sparsify_onnx.graph import Floats, WeightLayer
 from sparsify_onnx.hessian import Matrix, Problem, Statistics, damped_problem, repair_problem, signal_to_noise
 from sparsify_onnx.masks import Mask, Pattern, Structure, lay
 from sparsify_onnx.refit import refit
-from sparsify_onnx.rounding import channel_scales, descend, round_with_feedback
+from sparsify_onnx.rounding import LARGEST, channel_scales, descend, round_with_feedback
 from sparsify_onnx.sparsegpt import prune, sparsegpt
 
 HASTY = 0.01  # of the error: refitted no further than that to rank sparsities
@@ -26,8 +26,9 @@ HASTY = 0.01  # of the error: refitted no further than that to rank sparsities
 class Options:
     """Hold what `SparseGPTModifier` was asked for.
 
-    sparsity: by layer. thorough: search for a better mask than SparseGPT's. rounded: onto the layer's int8 grid.
-    units: by layer, what one unit of each output was before equalizing; masks are chosen by errors in those units.
+    sparsity: by layer. thorough: search for a better mask than SparseGPT's. rounded: onto the layer's int8 grid,
+    in integers up to `most`. units: by layer, what one unit of each output was before equalizing; masks are chosen by
+    errors in those units.
     """
 
     structure: Structure
@@ -37,6 +38,7 @@ class Options:
     refit: bool = True
     keep_zeros: bool = True
     rounded: bool = False
+    most: int = LARGEST
     thorough: bool = True
     units: Mapping[str, Floats] = field(default_factory=dict)
 
@@ -60,7 +62,7 @@ def solve_layer(
         chosen = choose_weights(whole, pattern, zeros, (weights[rows] == 0) & options.keep_zeros, options)
         weights[rows] = chosen / units[rows]
         if options.rounded:
-            weights[rows], scales[rows] = _round(weights[rows], problem.hessian)
+            weights[rows], scales[rows] = _round(weights[rows], problem.hessian, options.most)
         if free:
             bias[rows] = problem.mean_output - weights[rows] @ problem.mean_input
     shape = (layer.group, outputs(layer) // layer.group, -1)
@@ -85,14 +87,14 @@ def choose_weights(problem: Problem, pattern: Pattern, zeros: int, fixed: Mask, 
     return refit(problem, mask, swept, HASTY) if options.refit else swept
 
 
-def _round(weights: Matrix, hessian: Matrix) -> tuple[Matrix, Floats]:
+def _round(weights: Matrix, hessian: Matrix, most: int) -> tuple[Matrix, Floats]:
     """Round onto the grid on which QuantizationModifier stores weights.
 
     The weights are the optimum for their mask, so what rounding adds to the layer's error is (ŵ − w) H (ŵ − w)ᵀ.
     """
-    scales = channel_scales(weights.astype(np.float32), "max")
-    integers = round_with_feedback(weights.astype(np.float32), scales, hessian[None])
-    integers = descend(integers, weights, scales, hessian)
+    scales = channel_scales(weights.astype(np.float32), "max", most=most)
+    integers = round_with_feedback(weights.astype(np.float32), scales, hessian[None], most)
+    integers = descend(integers, weights, scales, hessian, most=most)
     return integers.astype(np.float64) * scales[:, None].astype(np.float64), scales
 
 

@@ -20,6 +20,7 @@ from sparsify_onnx.graph import WeightLayer
 from sparsify_onnx.joint import Options, group_slices, layer_pattern, sparsity_of
 from sparsify_onnx.layerwise import Pruned, finite_matrix, solve
 from sparsify_onnx.masks import Structure, choose, parse_structure
+from sparsify_onnx.rounding import LARGEST, REDUCED
 from sparsify_onnx.targets import PRUNABLE, as_names, select_layers
 from sparsify_onnx.threads import solver_threads
 
@@ -66,8 +67,9 @@ class SparseGPTModifier(BaseModel):
 
     allocation: one sparsity for all layers, or spread by measured sensitivity so that it holds over all parameters, all
     MACs or all layer time; layer_sparsity: that of single layers, over either. round_weights: put the weights that stay
-    onto QuantizationModifier's int8 grid in the same solve, so that later layers make up for rounding too. With `refit`
-    off this is SparseGPT as published: each layer stays near its own original weights, and biases stay.
+    onto QuantizationModifier's int8 grid in the same solve, so that later layers make up for rounding too;
+    reduce_range: as given to QuantizationModifier, which else rounds them again. With `refit` off this is SparseGPT as
+    published: each layer stays near its own original weights, and biases stay.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,6 +85,7 @@ class SparseGPTModifier(BaseModel):
     allocation: Literal["uniform", "parameters", "macs", "time"] = "uniform"
     layer_sparsity: Mapping[str, Share] = Field(default_factory=dict)
     round_weights: bool = False
+    reduce_range: bool = False
 
     def apply(self, model: Model, context: Context) -> Model:
         """Return a pruned copy, solved layer by layer on the inputs that the layers pruned before it give.
@@ -132,6 +135,7 @@ class SparseGPTModifier(BaseModel):
             refit=self.refit,
             keep_zeros=self.preserve_sparsity_mask,
             rounded=self.round_weights,
+            most=REDUCED if self.reduce_range else LARGEST,
             units=model.facts.get("channel_scales", {}),
         )
 

@@ -20,6 +20,7 @@ from sparsify_onnx.calibration import Shapes, hessian_limit, in_order, measure, 
 from sparsify_onnx.columns import column_order
 from sparsify_onnx.correction import measure_shifts
 from sparsify_onnx.coverage import COVERAGE, check_ranges, look_at_samples
+from sparsify_onnx.cpu import accuracy_note, cpu_features
 from sparsify_onnx.equalization import EqualizationModifier
 from sparsify_onnx.graph import Floats, WeightLayer, channel_axis, from_matrix, initializers, to_matrix
 from sparsify_onnx.placement import Placement, place
@@ -28,6 +29,7 @@ from sparsify_onnx.qdq import Weight, write_qdq
 from sparsify_onnx.ranges import Grid, Range, choose_range, grid
 from sparsify_onnx.rounding import (
     LARGEST,
+    REDUCED,
     bias_floor,
     channel_scales,
     descend_groups,
@@ -51,7 +53,7 @@ class QuantizationModifier(BaseModel):
     or `re:` patterns of nodes left in float. weight_scale: how a channel's scale is chosen; feedback: round weights so
     that their errors cancel on the calibration inputs (GPTQ). learned_rounding: go on by coordinate descent. equalize:
     even out channels that share a grid, unless that was done before. bias_correction: take back what rounding shifts
-    the means by.
+    the means by. reduce_range: weights in -64..64, for x86 CPUs without VNNI, which add pairs of products in int16.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,8 +66,14 @@ class QuantizationModifier(BaseModel):
     learned_rounding: bool = False
     equalize: bool = True
     bias_correction: bool = True
+    reduce_range: bool = False
 
     _names = field_validator("ignore", mode="before")(as_names)
+
+    @property
+    def most(self) -> int:
+        """Return the largest integer that a weight may become."""
+        return REDUCED if self.reduce_range else LARGEST
 
     def apply(self, model: Model, context: Context) -> Model:
         """Return the QDQ model; raises RequestError for a pattern without a match, StageError for NaN activations.
@@ -104,7 +112,8 @@ class QuantizationModifier(BaseModel):
         tables = round_tables(written, {**placement.excluded, **dict.fromkeys(ignored, "ignored")})
         round_weights(written, [name for name, reason in placement.reasons.items() if reason == WEIGHT_ONLY], given)
         wide = [layer.name for layer in placement.layers if too_wide(layer, hessian_limit(context))]
-        notes = (*_notes(placement, wide if self.feedback else []), *tables.notes(), *warnings)
+        about = (accuracy_note(self.most, cpu_features()), *tables.notes())
+        notes = (*_notes(placement, wide if self.feedback else []), *about, *warnings)
         for line in notes:
             context.note(line)
         facts = {
@@ -143,7 +152,7 @@ def _solve(
             ranges = partial(choose_range, method=options.ranges, percentile=options.percentile)
             grids = {name: grid(ranges(histogram)) for name, histogram in statistics.histograms.items()}
             seen = {name: histogram.bounds for name, histogram in statistics.histograms.items()}
-            _keep_rounded(model, placement, grids, given, weights)
+            _keep_rounded(model, placement, grids, options.most, given, weights)
         due = [layer for layer in layers if layer.name in statistics.hessians]
         _round(model, placement, due, grids, options, statistics.hessians, weights)
     _round(model, placement, placement.layers, grids, options, {}, weights)
@@ -161,10 +170,11 @@ def _keep_rounded(
     model: onnx.ModelProto,
     placement: Placement,
     grids: Mapping[str, Grid],
+    most: int,
     given: Mapping[str, Floats],
     weights: dict[str, Weight],
 ) -> None:
-    """Take weights that pruning has put onto their grid, unless the scales would let the bias overflow."""
+    """Take weights that pruning has put onto their grid, unless an integer or the bias would overflow there."""
     held = initializers(model)
     for layer in placement.layers:
         scales = given.get(layer.name)
@@ -172,7 +182,7 @@ def _keep_rounded(
             continue
         steps = to_matrix(layer, numpy_helper.to_array(held[layer.weight])) / scales[:, None]
         integers = np.rint(steps)
-        if np.abs(steps - integers).max(initial=0) < ON_GRID and np.abs(integers).max(initial=0) <= LARGEST:
+        if np.abs(steps - integers).max(initial=0) < ON_GRID and np.abs(integers).max(initial=0) <= most:
             stored: NDArray[Any] = from_matrix(layer, integers.astype(np.float32))
             weights[layer.weight] = Weight(stored.astype(np.int8), scales, channel_axis(layer))
 
@@ -202,14 +212,16 @@ def _round(
         users = [user for user in placement.layers if user.weight == layer.weight]
         matrix = to_matrix(layer, numpy_helper.to_array(held[layer.weight]))
         floors = [np.broadcast_to(_floor(model, user, placement, grids), len(matrix)) for user in users]
-        scales = channel_scales(matrix, options.weight_scale, np.max(floors, axis=0))
-        integers = round_nearest(matrix, scales)
+        scales = channel_scales(matrix, options.weight_scale, np.max(floors, axis=0), options.most)
+        integers = round_nearest(matrix, scales, options.most)
         if layer.name in hessians and len(users) == 1:
             order = column_order(layer)
             columns = matrix[:, order]
-            integers[:, order] = round_with_feedback(columns, scales, hessians[layer.name])
+            integers[:, order] = round_with_feedback(columns, scales, hessians[layer.name], options.most)
             if options.learned_rounding:
-                integers[:, order] = descend_groups(integers[:, order], columns, scales, hessians[layer.name])
+                integers[:, order] = descend_groups(
+                    integers[:, order], columns, scales, hessians[layer.name], options.most
+                )
         stored: NDArray[Any] = from_matrix(layer, integers.astype(np.float32))
         weights[layer.weight] = Weight(stored.astype(np.int8), scales, channel_axis(layer))
 

@@ -13,6 +13,7 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int8]
 Matrix = NDArray[Any]  # float64, or float32 for wide layers
 LARGEST = 127  # -128 stays unused: a symmetric grid needs no zero point
+REDUCED = 64  # two products with uint8 add up in int16, whatever the activations: 255 · (64 + 64) ≤ 32,767
 BIAS_LARGEST = 2.0**30  # half of int32, so that a corrected bias still fits
 CHUNK = 1 << 22  # values looked at together
 BLOCK = 128  # columns whose errors are passed on together
@@ -21,30 +22,30 @@ SWEEPS = 4  # of coordinate descent; later ones move hardly a weight
 Method = Literal["max", "mse"]
 
 
-def channel_scales(matrix: Floats, method: Method, floor: NDArray[Any] | float = 0.0) -> Floats:
-    """Choose a scale for each row of outputs × inputs, at least `floor` (see `bias_floor`).
+def channel_scales(matrix: Floats, method: Method, floor: NDArray[Any] | float = 0.0, most: int = LARGEST) -> Floats:
+    """Choose a scale for each row of outputs × inputs, at least `floor` (see `bias_floor`), for integers up to `most`.
 
-    max: the largest weight becomes 127. mse: the scale of the least squared error. A row of zeros takes the middle
+    max: the largest weight becomes `most`. mse: the scale of the least squared error. A row of zeros takes the middle
     scale of the others, so that its bias keeps its precision.
     """
     largest = np.abs(matrix).max(axis=1, initial=0.0).astype(np.float64)
-    scales = largest / LARGEST
+    scales = largest / most
     live = scales > np.finfo(np.float32).tiny
     if method == "mse":
         rows = max(CHUNK // max(matrix.shape[1], 1), 1)
         for start in range(0, len(matrix), rows):
             part = slice(start, start + rows)
-            scales[part] = _least_error(matrix[part].astype(np.float64), scales[part])
-    middle = float(np.median(scales[live])) if live.any() else 1.0 / LARGEST
+            scales[part] = _least_error(matrix[part].astype(np.float64), scales[part], most)
+    middle = float(np.median(scales[live])) if live.any() else 1.0 / most
     return np.maximum(np.where(live, scales, middle), floor).astype(np.float32)
 
 
-def _least_error(matrix: Matrix, largest: Matrix) -> Matrix:
+def _least_error(matrix: Matrix, largest: Matrix, most: int) -> Matrix:
     best = largest.copy()
     least = np.full(len(matrix), np.inf)
     for share in np.linspace(1.0, 0.5, 51):
         scale = np.where(largest > 0, largest * share, 1.0)[:, None]
-        error = matrix - scale * np.clip(np.rint(matrix / scale), -LARGEST, LARGEST)
+        error = matrix - scale * np.clip(np.rint(matrix / scale), -most, most)
         total = np.einsum("ij,ij->i", error, error)
         better = total < least
         least[better], best[better] = total[better], largest[better] * share
@@ -56,29 +57,31 @@ def bias_floor(bias: Floats, input_scale: float) -> Matrix:
     return np.asarray(np.abs(bias.astype(np.float64)) / (input_scale * BIAS_LARGEST))
 
 
-def round_nearest(matrix: Floats, scales: Floats) -> Integers:
+def round_nearest(matrix: Floats, scales: Floats, most: int = LARGEST) -> Integers:
     """Round each row to multiples of its scale; zero stays zero."""
-    return np.asarray(np.clip(np.rint(matrix / scales[:, None]), -LARGEST, LARGEST)).astype(np.int8)
+    return np.asarray(np.clip(np.rint(matrix / scales[:, None]), -most, most)).astype(np.int8)
 
 
-def round_with_feedback(matrix: Floats, scales: Floats, hessian: Matrix) -> Integers:
+def round_with_feedback(matrix: Floats, scales: Floats, hessian: Matrix, most: int = LARGEST) -> Integers:
     """Round column by column, the most active input first, letting the columns to come make up for each error.
 
     matrix: outputs × inputs, of all groups; hessian: groups × inputs × inputs, Σ x xᵀ over samples. Frantar et al.,
     "GPTQ" (2023). Zeros stay zero. A row that rounding to nearest serves better is rounded to nearest.
     """
-    found = round_nearest(matrix, scales)
+    found = round_nearest(matrix, scales, most)
     rows = len(matrix) // len(hessian)
     for index, whole in enumerate(hessian):
         part = slice(index * rows, (index + 1) * rows)
         steps = scales[part, None].astype(whole.dtype)
-        fed = _feed_group(matrix[part], steps, whole)
+        fed = _feed_group(matrix[part], steps, whole, most)
         better = _loss(matrix[part] - fed * steps, whole) < _loss(matrix[part] - found[part] * steps, whole)
         found[part][better] = fed[better]
     return found
 
 
-def descend(integers: Integers, weights: Matrix, scales: Floats, hessian: Matrix, sweeps: int = SWEEPS) -> Integers:
+def descend(
+    integers: Integers, weights: Matrix, scales: Floats, hessian: Matrix, sweeps: int = SWEEPS, most: int = LARGEST
+) -> Integers:
     """Move one integer at a time to where it is best given all others; no move raises the error on the samples.
 
     The objective is that of learned rounding (Nagel et al., "Up or Down? Adaptive Rounding", 2020), (ŵ − w) H (ŵ − w)ᵀ
@@ -91,7 +94,7 @@ def descend(integers: Integers, weights: Matrix, scales: Floats, hessian: Matrix
         moved = 0
         for column in np.flatnonzero(diagonal > 0):
             wanted = current[:, column] - slope[:, column] / (diagonal[column] * steps)
-            fresh = np.where(kept[:, column], np.clip(np.rint(wanted), -LARGEST, LARGEST), 0.0)
+            fresh = np.where(kept[:, column], np.clip(np.rint(wanted), -most, most), 0.0)
             rows = np.flatnonzero(fresh != current[:, column])
             slope[rows] += np.outer((fresh - current[:, column])[rows] * steps[rows], hessian[column])
             current[rows, column] = fresh[rows]
@@ -101,22 +104,24 @@ def descend(integers: Integers, weights: Matrix, scales: Floats, hessian: Matrix
     return current.astype(np.int8)
 
 
-def descend_groups(integers: Integers, matrix: Floats, scales: Floats, hessians: Matrix) -> Integers:
+def descend_groups(
+    integers: Integers, matrix: Floats, scales: Floats, hessians: Matrix, most: int = LARGEST
+) -> Integers:
     """Run `descend` on the rows of each convolution group."""
     found = integers.copy()
     rows = len(matrix) // len(hessians)
     for index, hessian in enumerate(hessians):
         part = slice(index * rows, (index + 1) * rows)
         whole = hessian.astype(np.float64)
-        found[part] = descend(integers[part], matrix[part], scales[part], whole)
+        found[part] = descend(integers[part], matrix[part], scales[part], whole, most=most)
     return found
 
 
-def _feed_group(weights: Floats, steps: Matrix, hessian: Matrix) -> Integers:
+def _feed_group(weights: Floats, steps: Matrix, hessian: Matrix, most: int) -> Integers:
     order = np.argsort(-np.diag(hessian), kind="stable")
     upper = _factor(hessian, order)
     integers = np.empty(weights.shape, dtype=np.int8)
-    integers[:, order] = _feed(weights[:, order].astype(hessian.dtype), steps[:, 0], upper)
+    integers[:, order] = _feed(weights[:, order].astype(hessian.dtype), steps[:, 0], upper, most)
     return integers
 
 
@@ -133,14 +138,14 @@ def _factor(hessian: Matrix, order: NDArray[np.intp]) -> Matrix:
     raise ValueError("a Hessian holds NaN")  # refused where activations are measured
 
 
-def _feed(weights: Matrix, steps: Matrix, upper: Matrix) -> Integers:
+def _feed(weights: Matrix, steps: Matrix, upper: Matrix, most: int) -> Integers:
     kept = weights != 0
     integers = np.zeros(weights.shape, dtype=np.int8)
     for start in range(0, len(upper), BLOCK):
         stop = min(start + BLOCK, len(upper))
         errors = np.zeros((len(weights), stop - start), dtype=weights.dtype)
         for column in range(start, stop):
-            rounded = np.clip(np.rint(weights[:, column] / steps), -LARGEST, LARGEST) * kept[:, column]
+            rounded = np.clip(np.rint(weights[:, column] / steps), -most, most) * kept[:, column]
             integers[:, column] = rounded
             errors[:, column - start] = (weights[:, column] - rounded * steps) / upper[column, column]
             weights[:, column + 1 : stop] -= np.outer(errors[:, column - start], upper[column, column + 1 : stop])
