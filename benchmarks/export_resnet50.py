@@ -15,7 +15,7 @@ SIDE = 224
 
 
 def main(path: str) -> None:
-    """Export with a free batch axis, opset 17."""
+    """Export with a free batch axis, opset 18, by the newer exporter."""
     torch.manual_seed(0)
     model = torchvision.models.resnet50(weights=None)
     model.train()
@@ -23,15 +23,17 @@ def main(path: str) -> None:
         for _ in range(3):
             model(torch.randn(8, 3, SIDE, SIDE))
     model.eval()
+    batch = torch.export.Dim("batch", min=1, max=256)
     torch.onnx.export(
         model,
-        (torch.randn(1, 3, SIDE, SIDE),),
+        (torch.randn(2, 3, SIDE, SIDE),),
         path,
         input_names=["input"],
         output_names=["logits"],
-        dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
-        opset_version=17,
-        dynamo=False,
+        dynamic_shapes={"x": {0: batch}},
+        opset_version=18,
+        dynamo=True,
+        external_data=False,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from sparsify import Context, StageError
+from sparsify import Context, RequestError, StageError, load_plugins, load_runtime
 from sparsify.cli.app import main
 from sparsify_onnx.loader import load
 from sparsify_onnx.quantization import QuantizationModifier
@@ -57,6 +57,20 @@ def test_our_int8_runs_in_int8_and_agrees_with_onnx_runtime(name: str, count: in
     (found,), (wanted,) = session.run(inputs).values(), other.run(inputs).values()
     assert np.mean(found.argmax(axis=-1) == wanted.argmax(axis=-1)) >= 0.95
     assert abs(found - wanted).max() <= 4 * wanted.max() / 255  # grid steps: each layer may round to a neighbour
+
+
+def test_a_float_model_runs_in_the_precision_that_is_asked_for(tmp_path: Path) -> None:
+    model = models.conv_net()
+    path, inputs = models.save(model, tmp_path), models.samples(model, 5)
+    session = load_runtime("openvino:float32", load_plugins())(path, 1)
+    assert session.facts["precision"] == "float32"
+    (found,), (wanted,) = session.run(inputs).values(), models.run(model, inputs)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(RequestError, match="openvino has no precision 'int3'") as caught:
+        load_runtime("openvino:int3", load_plugins())(path, 1)
+    assert "openvino:float32, openvino:bf16" in caught.value.fix
+    with pytest.raises(RequestError, match="runtime 'onnxruntime' chooses its precision itself"):
+        load_runtime("onnxruntime:bf16", load_plugins())
 
 
 def test_a_model_of_both_is_mixed(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import cast
 
@@ -35,7 +37,8 @@ def find_format(path: Path, plugins: Plugins) -> Offer:
 
 
 def find_runtime(name: str, plugins: Plugins) -> Offer:
-    """Find a runtime; raises MissingLibraryError where its package or a library of it is not installed."""
+    """Find a runtime, also as NAME:PRECISION; raises MissingLibraryError where its package or a library is absent."""
+    name = name.partition(":")[0]
     offered = [word for offer in plugins.offers("runtimes") for word in offer.names]
     installed = {plugin.distribution for plugin in plugins.found}  # a broken or disabled one has a message of its own
     if name in HOMES and name not in offered and HOMES[name] not in installed:
@@ -47,9 +50,12 @@ def find_runtime(name: str, plugins: Plugins) -> Offer:
 
 
 def load_runtime(name: str, plugins: Plugins) -> Callable[[Path, int], Session]:
-    """Import a runtime's `open_session`."""
-    opener: Callable[[Path, int], Session] = load_target(find_runtime(name, plugins))
-    return opener
+    """Import a runtime's `open_session`, for the precision in NAME:PRECISION; raises RequestError where it has none."""
+    opener: Callable[..., Session] = load_target(find_runtime(name, plugins))
+    base, _, precision = name.partition(":")
+    if precision and "precision" not in signature(opener).parameters:
+        raise RequestError(f"runtime '{base}' chooses its precision itself", fix=f"use --runtime {base}")
+    return partial(opener, precision=precision) if precision else opener
 
 
 def convert(model: Model, accepted: tuple[str, ...], plugins: Plugins) -> Model:
@@ -68,11 +74,11 @@ def convert(model: Model, accepted: tuple[str, ...], plugins: Plugins) -> Model:
 
 def fit(path: Path, runtime: str, plugins: Plugins, folder: Path) -> Path:
     """Return a file of the same model that a runtime takes: this one, or one that an exporter writes into `folder`."""
-    offer, accepted = find_format(path, plugins), find_runtime(runtime, plugins).entry.accepts
-    if not accepted or offer.entry.name in accepted:
+    offer, entry = find_format(path, plugins), find_runtime(runtime, plugins).entry
+    if not entry.accepts or offer.entry.name in entry.accepts:
         return path
-    written, form = folder / f"{runtime}-{path.name}", cast(ModelFormat, load_target(offer))
+    written, form = folder / f"{entry.name}-{path.name}", cast(ModelFormat, load_target(offer))
     if not written.exists() or written.stat().st_mtime_ns <= path.stat().st_mtime_ns:
         folder.mkdir(parents=True, exist_ok=True)
-        form.save(convert((form.read or form.load)(path), accepted, plugins), written)
+        form.save(convert((form.read or form.load)(path), entry.accepts, plugins), written)
     return written

@@ -68,7 +68,10 @@ class Hooks:
 
     @hookspec
     def runtimes(self) -> Iterable[Entry]:  # type: ignore[empty-body]
-        """Offer runtimes; the target is `open_session(path, threads) -> sparsify.Session`, `accepts` names formats."""
+        """Offer runtimes; the target is `open_session(path, threads) -> sparsify.Session`, `accepts` names formats.
+
+        One that can be told its precision takes it as a third argument, `precision=""`: `--runtime NAME:PRECISION`.
+        """
 
     @hookspec
     def installers(self) -> Iterable[Entry]:  # type: ignore[empty-body]

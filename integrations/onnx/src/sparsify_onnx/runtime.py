@@ -59,7 +59,7 @@ def _open(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     except ORT_ERRORS as error:
         raise StageError(
             f"ONNX Runtime {ort.__version__} cannot open {path}: {_reason(error)}",
-            fix="export the model again, or upgrade with `pip install -U onnxruntime`",
+            fix="export the model again, upgrade with `pip install -U onnxruntime`, or try --runtime openvino",
         ) from error
 
 

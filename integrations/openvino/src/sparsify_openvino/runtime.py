@@ -9,21 +9,27 @@ from typing import Any
 
 import openvino
 from numpy.typing import NDArray
-from sparsify import Session, StageError
+from sparsify import RequestError, Session, StageError
 
 MULTIPLYING = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")  # layer types of the executed graph
 INTEGER = ("i8", "u8", "i4", "u4")
 NAMES = {"f32": "float32", "f16": "float16"}
+PRECISIONS = {"float32": "f32", "bf16": "bf16", "float16": "f16"}  # of floats
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def open_session(path: Path, threads: int = 0) -> Session:
+def open_session(path: Path, threads: int = 0, precision: str = "") -> Session:
     """Open a model for the lowest latency of one request; `threads` 0 leaves the count to OpenVINO.
 
-    A float model runs in the precision that OpenVINO takes for itself, bf16 where the CPU multiplies it: the fastest
-    float it has. Raises StageError with OpenVINO's reason.
+    Without a precision, floats run in what OpenVINO takes for itself, bf16 where the CPU multiplies it: the fastest
+    float it has. Raises RequestError for an unknown precision, StageError with OpenVINO's reason.
     """
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if precision:
+        if precision not in PRECISIONS:
+            known = ", ".join(f"openvino:{name}" for name in PRECISIONS)
+            raise RequestError(f"openvino has no precision '{precision}'", fix=f"use --runtime openvino, {known}")
+        options["INFERENCE_PRECISION_HINT"] = PRECISIONS[precision]
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     try:
