@@ -13,23 +13,25 @@ _PUBLIC = {
     "api": "one_shot sparse_transfer training_aware",
     "cli.run": "show_result",
     "contracts": "Checkpoint Context Data DataRequest DatasetLoader Description Layer Metric Model ModelFormat "
-    "NoCheckpoint RecipeGenerator Score Session TensorSpec UseCase",
+    "NoCheckpoint RecipeGenerator Score Session TensorSpec UseCase fixed_batch",
     "data": "Batch Dataset Sample",
     "deployment": "Deployment read_deployment",
     "errors": "ExitCode MissingLibraryError PluginError RequestError SparsifyError StageError UnreadableSample",
     "experiment": "Experiment make_experiment",
     "hooks": "Entry hookimpl",
-    "inference": "Pipeline",
-    "levels": "target_sparsity",
+    "inference": "Pipeline check_inputs",
+    "levels": "parse_duration parse_memory target_sparsity",
     "metrics": "class_ids class_scores",
     "pipeline": "Result",
     "plugins": "DISABLE Offer Plugin Plugins install_command load_plugins load_target missing singular",
     "recipe": "Recipe Step",
     "report_figures": "speed_words",
     "report_pages": "figures",
+    "resolve": "require",
     "search": "Search",
     "talk": "Talk",
     "timing": "Candidate gzip_size time_interleaved time_ratio",
+    "use_cases": "resolve_use_case",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = sorted(_HOME)

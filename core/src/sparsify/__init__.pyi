@@ -15,6 +15,9 @@ from sparsify.experiment import make_experiment as make_experiment
 from sparsify.hooks import Entry as Entry
 from sparsify.hooks import hookimpl as hookimpl
 from sparsify.inference import Pipeline as Pipeline
+from sparsify.inference import check_inputs as check_inputs
+from sparsify.levels import parse_duration as parse_duration
+from sparsify.levels import parse_memory as parse_memory
 from sparsify.levels import target_sparsity as target_sparsity
 from sparsify.metrics import class_ids as class_ids
 from sparsify.metrics import class_scores as class_scores
@@ -32,9 +35,11 @@ from sparsify.recipe import Recipe as Recipe
 from sparsify.recipe import Step as Step
 from sparsify.report_figures import speed_words as speed_words
 from sparsify.report_pages import figures as figures
+from sparsify.resolve import require as require
 from sparsify.search import Search as Search
 from sparsify.talk import Talk as Talk
 from sparsify.timing import Candidate as Candidate
 from sparsify.timing import gzip_size as gzip_size
 from sparsify.timing import time_interleaved as time_interleaved
 from sparsify.timing import time_ratio as time_ratio
+from sparsify.use_cases import resolve_use_case as resolve_use_case

@@ -1,0 +1,143 @@
+"""Load a deployment so that nothing done to its files later reaches the loaded model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sparsify import (
+    Deployment,
+    Plugins,
+    RequestError,
+    Session,
+    SparsifyError,
+    StageError,
+    UseCase,
+    fixed_batch,
+    load_target,
+    read_deployment,
+    require,
+    resolve_use_case,
+)
+
+from sparsify_serve.datatypes import check_types, is_batchable
+
+OpenSession = Callable[[Path, int], Session]
+Stamp = tuple[tuple[int, int, int] | None, ...]
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(eq=False)
+class Loaded:
+    """Hold a loaded deployment; its session closes when the last request that uses it is answered.
+
+    task: how its use case reads raw inputs, or the error that says why it cannot. known_good: inputs that ran.
+    """
+
+    deployment: Deployment
+    session: Session
+    files: tuple[Path, ...]
+    stamp: Stamp
+    task: UseCase | SparsifyError
+    batch: int | None = None  # the one that the model prescribes
+    batchable: bool = False
+    known_good: Arrays = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, self.session.close)
+
+
+def find_runtime(name: str, plugins: Plugins) -> OpenSession:
+    """Find what opens a session; raises RequestError for an unknown one, MissingLibraryError without its library."""
+    require(plugins.find("runtimes", name))
+    found: OpenSession = plugins.load("runtimes", name)
+    return found
+
+
+def load(folder: Path, open_session: OpenSession, threads: int, plugins: Plugins) -> Loaded:
+    """Open a deployment in a session of its own, and run it once.
+
+    Raises RequestError for missing, edited or changing files, StageError where the runtime cannot open or run it.
+    """
+    deployment = read_deployment(folder)
+    small = tuple(deployment.folder / name for name in ("config.json", "preprocess.json"))
+    first = stamp(small)
+    deployment = read_deployment(folder)  # again: what is read from here on is what the stamp stands for
+    check_types(deployment)
+    model_files: Sequence[Path] = plugins.load("model_loaders", "onnx").files(deployment.model)
+    files = (*small, *model_files)
+    before = stamp(files)
+    session = open_privately(deployment.model, model_files, open_session, threads)
+    loaded = Loaded(deployment, session, files, before, find_task(deployment, plugins), fixed_batch(deployment.inputs))
+    loaded.batchable = is_batchable(deployment)
+    if stamp(files) != before or before[: len(small)] != first:
+        raise RequestError(f"{deployment.folder} changed while it was read", fix="wait until the copy is complete")
+    warm_up(loaded)
+    return loaded
+
+
+def stamp(files: Sequence[Path]) -> Stamp:
+    """Return what tells one state of files from another, None for each that is not there."""
+    return tuple(map(_stamp, files))
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def open_privately(model: Path, files: Sequence[Path], open_session: OpenSession, threads: int) -> Session:
+    """Open a session that no later write to the files can reach.
+
+    Runtimes read a model file as a whole, but map external data (ONNX Runtime since 1.12, OpenVINO), so that a write
+    to it would change the weights of a running model, or end the process with SIGBUS: such a model is opened from a
+    copy, whose files are removed at once and live on in the mapping.
+    """
+    if len(files) == 1:
+        return open_session(model, threads)
+    with tempfile.TemporaryDirectory(prefix="sparsify-serve-") as folder:
+        for file in files:
+            home = model.resolve().parent if model.resolve().parent in file.parents else model.parent
+            target = Path(folder) / file.relative_to(home)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        return open_session(Path(folder) / model.name, threads)
+
+
+def find_task(deployment: Deployment, plugins: Plugins) -> UseCase | SparsifyError:
+    """Find how raw inputs are read, or the error that says why they cannot be; tensors are served all the same."""
+    try:
+        task: UseCase = load_target(resolve_use_case(deployment.use_case, plugins, "one-shot").offer)
+    except SparsifyError as error:
+        return error
+    return task
+
+
+def warm_up(loaded: Loaded) -> None:
+    """Run zeros once, which become the known good inputs.
+
+    Raises StageError where a model of given shapes fails, RequestError where its outputs are others.
+    """
+    specs = loaded.deployment.inputs
+    shapes = {spec.name: tuple(axis if isinstance(axis, int) else 1 for axis in spec.shape) for spec in specs}
+    zeros = {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in specs}
+    free = any(not isinstance(axis, int) for spec in specs for axis in spec.shape[1:])
+    with suppress(*([StageError] if free else [])):  # a free axis may have a least length that nobody tells
+        results = loaded.session.run(zeros)
+        for spec in loaded.deployment.outputs:
+            if spec.name not in results or str(results[spec.name].dtype) != spec.dtype:
+                problem = f"{loaded.deployment.folder}/config.json: output '{spec.name}' is not what the model gives"
+                raise RequestError(problem, fix="copy the whole deployment folder of a finished run again")
+        loaded.known_good = zeros
