@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import uvicorn
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from sparsify import Deployment, RequestError, StageError, TensorSpec, load_plugins
 from sparsify_serve.app import create_app
 from sparsify_serve.command import gather, listen, open_models
@@ -73,11 +73,10 @@ def echo() -> onnx.ModelProto:
 
 def adder(amount: float = 0.0) -> onnx.ModelProto:
     """Give `x` + amount, and x's rows summed: two outputs, the first with a free second axis too."""
-    weights = [helper.make_tensor("amount", TensorProto.FLOAT, [1], [amount])]
-    weights += [helper.make_tensor("axes", TensorProto.INT64, [1], [1])]
+    weights = [numpy_helper.from_array(np.array([amount], np.float32), "amount")]
     nodes = [
         helper.make_node("Add", ["x", "amount"], ["y"]),
-        helper.make_node("ReduceSum", ["x", "axes"], ["total"], keepdims=0),
+        helper.make_node("ReduceSum", ["x"], ["total"], axes=[1], keepdims=0),
     ]
     given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length"])]
     made = [
@@ -85,7 +84,7 @@ def adder(amount: float = 0.0) -> onnx.ModelProto:
         helper.make_tensor_value_info("total", TensorProto.FLOAT, ["batch"]),
     ]
     graph = helper.make_graph(nodes, "adder", given, made, weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 12)], ir_version=8)
 
 
 class Told:

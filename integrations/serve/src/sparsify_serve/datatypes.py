@@ -61,6 +61,4 @@ def model_name(deployment: Deployment) -> str:
 def check_name(name: str) -> None:
     """Raise RequestError for a name that does not fit into an address and a folder."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise RequestError(
-            f"'{name}' is no name of a model", fix="use letters, digits, '.', '-' and '_', a letter first"
-        )
+        raise RequestError(f"'{name}' is no name of a model", fix="use letters and digits, such as resnet50-int8")

@@ -57,7 +57,8 @@ def make_options(given: Mapping[str, Any], source: str) -> ServerOptions:
 
 
 def _request_error(error: ValidationError, source: str) -> RequestError:
-    first = error.errors()[0]
+    # a misspelt name is told of before the right one that is then missing
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     *above, name = map(str, first["loc"])
     where = f"{source}: " + (f"model {int(above[1]) + 1}: " if len(above) > 1 else "")
     known = list((ModelOptions if len(above) > 1 else ServerOptions).model_fields)

@@ -99,9 +99,7 @@ class ServedModel:
             self.problem = explain(error) if isinstance(error, SparsifyError) else f"{type(error).__name__}: {error}"
             self.metrics.loads.labels(self.name, "refused" if known else "failed").inc()
             self.metrics.stale.labels(self.name).set(1)
-            self.talk.warn(
-                f"{self.name}: its files have changed and do not load, the old ones are served: {self.problem}"
-            )
+            self.talk.warn(f"{self.name}: its files changed and do not load, the old ones are served: {self.problem}")
         else:
             self.loaded, self.seen, self.problem = loaded, loaded.stamp, ""
             self.metrics.stale.labels(self.name).set(0)
