@@ -120,7 +120,7 @@ def told(session: Told, *, batchable: bool = True, **batching: Any) -> ServedMod
     good = {"x": np.zeros((1, 1), np.float32)}
 
     def open_model() -> Loaded:
-        return Loaded(held, session, (), (), task, batchable=batchable, known_good=good)
+        return Loaded(held, session, (), frozenset(), task, batchable=batchable, known_good=good)
 
     return ServedModel("told", "told", open_model, Batching(**batching))
 

@@ -155,7 +155,8 @@ def test_only_the_culprit_of_a_batch_fails() -> None:
             value = -1.0 if index == 2 else float(index)
             found = httpx.post(f"{address}/v2/models/told/infer", json=rows(value), timeout=60)
             if index == 2:
-                reason = "the model cannot run these inputs: below zero; fix: send inputs that the model takes"
+                reason = "the model cannot run these inputs: below zero; fix: compare them with its inputs, "
+                reason += "which GET /v2/models/NAME lists"
                 assert (found.status_code, found.json()["error"]) == (400, reason)
             else:
                 assert found.json()["outputs"][0]["data"] == [2.0 * index]
@@ -170,7 +171,7 @@ def test_a_runtime_that_fails_on_good_inputs_is_our_failure_and_may_recover() ->
         session.broken = True
         found = httpx.post(url, json=rows(1.0))
         assert found.status_code == 500
-        reason = "the runtime fails: ValueError: it is broken; fix: start the server again, and see its log"
+        reason = "the runtime fails: ValueError: it is broken; fix: start the server again, and see what it printed"
         assert found.json()["error"] == reason
         session.broken = False
         assert httpx.post(url, json=rows(1.0)).status_code == 200

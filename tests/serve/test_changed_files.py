@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import onnx
 import pytest
 import sparsify_serve.serving
 from sparsify import load_plugins
@@ -128,6 +129,19 @@ def test_an_edited_configuration(folder: Path, address: str, ask: Ask) -> None:
     path.write_text(good)
     eventually(lambda: "problem" not in httpx.get(f"{address}/ready").json())
     assert ask() == 1.0
+
+
+def test_external_data_that_come_after_their_model(folder: Path, address: str, ask: Ask) -> None:
+    other = write(folder.with_name("other"), 2.0, external=True)
+    (other / "weights.bin").rename(other / "later.bin")
+    model = onnx.load(other / "model.onnx", load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        entry.value = "later.bin" if entry.key == "location" else entry.value
+    onnx.save(model, folder / "model.onnx")
+    eventually(lambda: "later.bin' is missing" in httpx.get(f"{address}/ready").json().get("problem", ""))
+    assert ask() == 1.0
+    shutil.copy(other / "later.bin", folder)
+    eventually(lambda: ask() == 2.0)
 
 
 def test_a_deleted_folder_is_served_on(folder: Path, address: str, ask: Ask) -> None:

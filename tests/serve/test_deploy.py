@@ -226,7 +226,7 @@ def test_refusals(folder: Path, tmp_path: Path, deploy: Call) -> None:
         (["--format", "torchserve", folder, home], "--format: there is no 'torchserve'", "use one of: triton, ovms"),
         (["--format", "triton", tmp_path / "mlp", home, "--name", "net"], "describes another model", "another --name"),
         (["--format", "triton", folder, home, "--name", "../up"], "'../up' is no name of a model", "use letters"),
-        (["--format", "triton", tmp_path / "nowhere", home], "config.json does not exist", "give the deployment folder"),
+        (["--format", "triton", tmp_path / "nowhere", home], "config.json does not exist", "give the deployment"),
         (["--format", "triton", folder, tmp_path / "file"], "cannot be written", "give a folder that can be written"),
         (["--format", "ovms", folder, tmp_path / "broken"], "config.json is no JSON", "mend or remove it"),
         (["--format", "ovms", folder, tmp_path / "listless"], "has no list of models", "or remove the file"),

@@ -34,9 +34,9 @@ Work = Callable[[Request, ServedModel], Awaitable[Response]]
 
 def create_app(models: Sequence[ServedModel], limits: Limits, talk: Talk | None = None) -> FastAPI:
     """Make the application that serves these models; they are closed when it shuts down."""
-    metrics = Metrics()
+    metrics, talk = Metrics(), talk or Talk()
     for model in models:
-        model.start(metrics, talk or Talk())
+        model.start(metrics, talk)
 
     @asynccontextmanager
     async def closing(app: FastAPI) -> AsyncIterator[None]:
@@ -47,7 +47,7 @@ def create_app(models: Sequence[ServedModel], limits: Limits, talk: Talk | None 
     # no pages of documentation: they would load their scripts from elsewhere
     app = FastAPI(title="sparsify", lifespan=closing, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.models = {model.name: model for model in models}
-    app.state.limits, app.state.metrics = limits, metrics
+    app.state.limits, app.state.metrics, app.state.talk = limits, metrics, talk
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         # plain routes, first in the list: what FastAPI adds to a route costs as much as a small model
         app.add_route(f"{path}/infer", _measured(infer), methods=["POST"])
@@ -83,6 +83,8 @@ def _measured(work: Work) -> Callable[[Request], Awaitable[Response]]:
         except SparsifyError as error:
             outcome = "refused" if status_of(error) < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
             outcome = "busy" if status_of(error) == HTTPStatus.SERVICE_UNAVAILABLE else outcome
+            if outcome == "failed":
+                request.app.state.talk.warn(f"{model.name}: {explain(error)}")
             response = await refused(request, error)
         finally:
             metrics.requests.labels(model.name, outcome).inc()
@@ -226,7 +228,7 @@ async def no_such_route(request: Request, error: Exception) -> Response:
 
 async def failed(request: Request, error: Exception) -> Response:
     """Answer a bug of ours, or a plugin's; the traceback is in the server's log."""
-    return _json({"error": f"{type(error).__name__}; see the server's log"}, HTTPStatus.INTERNAL_SERVER_ERROR)
+    return _json({"error": f"{type(error).__name__}; see what the server printed"}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def _json(value: Any, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> Response:

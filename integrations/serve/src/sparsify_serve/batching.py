@@ -195,5 +195,8 @@ def run_alone(request: Waiting) -> Outcome:
             if loaded.known_good:
                 loaded.session.run(loaded.known_good)
         except Exception:  # noqa: BLE001 - as above
-            return StageError(f"the runtime fails: {reason}", fix="start the server again, and see its log")
-        return RequestError(f"the model cannot run these inputs: {reason}", fix="send inputs that the model takes")
+            return StageError(f"the runtime fails: {reason}", fix="start the server again, and see what it printed")
+        return RequestError(
+            f"the model cannot run these inputs: {reason}",
+            fix="compare them with its inputs, which GET /v2/models/NAME lists",
+        )

@@ -118,5 +118,5 @@ def announce(listener: socket.socket, models: Sequence[ServedModel], talk: Talk)
         rows = model.batching.max_rows if model.loaded.batchable else 1
         how = f"batches of up to {rows}" if rows > 1 else "no batching"
         talk.say(f"{model.name}: {model.loaded.deployment.folder} on {model.runtime}, {how}")
-        typer.echo(f"{address}/v2/models/{model.name}")
-    sys.stdout.flush()
+    # all at once: who waits for the first line finds the others too
+    typer.echo("\n".join(f"{address}/v2/models/{model.name}" for model in models))

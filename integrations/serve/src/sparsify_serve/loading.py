@@ -32,7 +32,7 @@ from sparsify import (
 from sparsify_serve.datatypes import check_types, is_batchable
 
 OpenSession = Callable[[Path, int], Session]
-Stamp = tuple[tuple[int, int, int] | None, ...]
+Stamp = frozenset[tuple[str, int, int, int]]  # path, time, size and inode of each file
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -68,34 +68,33 @@ def load(folder: Path, open_session: OpenSession, threads: int, plugins: Plugins
 
     Raises RequestError for missing, edited or changing files, StageError where the runtime cannot open or run it.
     """
-    deployment = read_deployment(folder)
-    small = tuple(deployment.folder / name for name in ("config.json", "preprocess.json"))
-    first = stamp(small)
+    home = read_deployment(folder).folder
+    first = stamp(home)
     deployment = read_deployment(folder)  # again: what is read from here on is what the stamp stands for
     check_types(deployment)
-    model_files: Sequence[Path] = plugins.load("model_loaders", "onnx").files(deployment.model)
-    files = (*small, *model_files)
-    before = stamp(files)
-    session = open_privately(deployment.model, model_files, open_session, threads)
+    files = tuple(plugins.load("model_loaders", "onnx").files(deployment.model))
+    before = stamp(home, files)
+    session = open_privately(deployment.model, files, open_session, threads)
     loaded = Loaded(deployment, session, files, before, find_task(deployment, plugins), fixed_batch(deployment.inputs))
     loaded.batchable = is_batchable(deployment)
-    if stamp(files) != before or before[: len(small)] != first:
+    if not first <= before == stamp(home, files):
         raise RequestError(f"{deployment.folder} changed while it was read", fix="wait until the copy is complete")
     warm_up(loaded)
     return loaded
 
 
-def stamp(files: Sequence[Path]) -> Stamp:
-    """Return what tells one state of files from another, None for each that is not there."""
-    return tuple(map(_stamp, files))
+def stamp(folder: Path, files: Sequence[Path] = ()) -> Stamp:
+    """Return what tells one state of a folder, and of files elsewhere, from another; hidden files do not count."""
+    listed = (Path(home, name) for home, _, names in os.walk(folder) for name in names if not name.startswith("."))
+    return frozenset(found for file in {*files, *listed} if (found := _stamp(file)))
 
 
-def _stamp(file: Path) -> tuple[int, int, int] | None:
+def _stamp(file: Path) -> tuple[str, int, int, int] | None:
     try:
         found = os.stat(file)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return str(file), found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def open_privately(model: Path, files: Sequence[Path], open_session: OpenSession, threads: int) -> Session:

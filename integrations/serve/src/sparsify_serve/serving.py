@@ -86,7 +86,7 @@ class ServedModel:
         if now - self.looked < CHECK_S or self.reloading is not None:
             return
         self.looked = now
-        found = stamp(self.loaded.files)
+        found = stamp(self.loaded.deployment.folder, self.loaded.files)
         if found != self.seen:
             self.seen = found
             self.reloading = asyncio.get_running_loop().create_task(self._reload())
