@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -140,18 +140,24 @@ async def predict(request: Request, model: ServedModel) -> Response:
 
 async def unless_gone(request: Request, work: Awaitable[Found]) -> Found:
     """Return what the work gives; cancels it and raises ClientDisconnect where the client goes away before."""
-    running, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    current, watching = asyncio.current_task(), True
+    watcher = asyncio.ensure_future(_disconnected(request))
+
+    def cancel(done: asyncio.Future[None]) -> None:
+        if watching and current is not None and not done.cancelled():
+            current.cancel()
+
+    watcher.add_done_callback(cancel)
     try:
-        await asyncio.wait((running, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            raise ClientDisconnect
-        return running.result()
+        return await work
+    except asyncio.CancelledError:
+        if current is None or not watcher.done() or watcher.cancelled():
+            raise  # the server stops
+        current.uncancel()
+        raise ClientDisconnect from None
     finally:
-        for task in (running, gone):
-            if not task.done():
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+        watching = False
+        watcher.cancel()
 
 
 async def _disconnected(request: Request) -> None:

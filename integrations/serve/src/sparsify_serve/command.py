@@ -56,6 +56,7 @@ def serve(
         log_level="error",
         access_log=False,
         timeout_graceful_shutdown=PATIENCE_S,
+        proxy_headers=False,
         ws="none",
     )
     try:
