@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from sparsify import Deployment, RequestError, StageError, TensorSpec, load_plugins
 from sparsify_serve.app import create_app
+from sparsify_serve.batching import Batching
 from sparsify_serve.command import gather, listen, open_models
 from sparsify_serve.loading import Loaded
 from sparsify_serve.reading import Limits
-from sparsify_serve.serving import Batching, ServedModel
+from sparsify_serve.serving import ServedModel
 
 Arrays = dict[str, NDArray[Any]]
 KINDS = {

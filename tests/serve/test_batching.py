@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparsify_serve.batching import Batcher
+from sparsify_serve.batching import Batcher, Batching
 from sparsify_serve.metrics import Metrics
 
 from tests.onnx import models
@@ -233,7 +233,7 @@ def test_any_interleaving_gives_each_its_own(
     """Requests of some rows and lengths come at some times, and some go away: each that stays gets its double."""
     session = Told()
     served = told(session)
-    batcher = Batcher("told", Metrics(), max_rows=max_rows, max_delay=max_delay, max_queue=100)
+    batcher = Batcher("told", Batching(max_rows, max_delay, 100), Metrics())
 
     async def ask(index: int, count: int, length: int, pause: float, leaves: bool) -> None:
         await asyncio.sleep(pause)

@@ -24,6 +24,15 @@ Arrays = Mapping[str, NDArray[Any]]
 Outcome = dict[str, NDArray[Any]] | Exception
 
 
+@dataclass(frozen=True)
+class Batching:
+    """Say how requests of a model are joined; `max_delay` is in seconds."""
+
+    max_rows: int = 8
+    max_delay: float = 0.002
+    max_queue: int = 256
+
+
 @dataclass(eq=False)
 class Waiting:
     """Hold a request in the queue, with the loaded model that it was checked against."""
@@ -46,8 +55,8 @@ class Batcher:
     flight that could join it, so that a lone client never waits.
     """
 
-    def __init__(self, name: str, metrics: Metrics, *, max_rows: int, max_delay: float, max_queue: int) -> None:
-        self.max_rows, self.max_delay, self.max_queue = max_rows, max_delay, max_queue
+    def __init__(self, name: str, batching: Batching, metrics: Metrics) -> None:
+        self.batching = batching
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"sparsify-{name}")
         self.waiting: list[Waiting] = []
         self.arrived = 0  # requests in flight: those being read, waiting, running, or being answered
@@ -72,7 +81,7 @@ class Batcher:
 
     def check_room(self) -> None:
         """Raise Refusal where the queue is full."""
-        if len(self.waiting) >= self.max_queue:
+        if len(self.waiting) >= self.batching.max_queue:
             problem = f"{len(self.waiting)} requests wait already"
             fix = "try again later, or start the server with a larger --max-queue"
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, problem, fix=fix)
@@ -110,20 +119,20 @@ class Batcher:
         """Return the requests that fit into a batch with the first one, and whether no other could join them."""
         first = self.waiting[0]
         batch, rows = [first], first.rows
-        if self.max_rows == 1 or not first.loaded.batchable:
+        if self.batching.max_rows == 1 or not first.loaded.batchable:
             return batch, True
         for request in self.waiting[1:]:
             if request.loaded is first.loaded and request.shapes == first.shapes:
-                if rows + request.rows > self.max_rows:
+                if rows + request.rows > self.batching.max_rows:
                     return batch, True
                 batch.append(request)
                 rows += request.rows
-        return batch, rows >= self.max_rows
+        return batch, rows >= self.batching.max_rows
 
     def _patience(self) -> float:
         """Return the seconds to wait for others: none where all in flight wait already."""
         now = time.monotonic()
-        until = self.waiting[0].since + self.max_delay
+        until = self.waiting[0].since + self.batching.max_delay
         if self.arrived <= len(self.waiting):
             ended, many = self.lately
             until = min(until, ended + LINGER_S) if many > len(self.waiting) else now

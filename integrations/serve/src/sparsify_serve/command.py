@@ -15,11 +15,12 @@ import uvicorn
 from sparsify import ExitCode, Plugins, RequestError, Talk, load_plugins, parse_duration, parse_memory
 
 from sparsify_serve.app import create_app
+from sparsify_serve.batching import Batching
 from sparsify_serve.datatypes import model_name
 from sparsify_serve.loading import find_runtime, load
 from sparsify_serve.options import ModelOptions, ServerOptions, make_options, read_options
 from sparsify_serve.reading import Limits
-from sparsify_serve.serving import Batching, ServedModel
+from sparsify_serve.serving import ServedModel
 
 BACKLOG = 2048
 PATIENCE_S = 30  # that a client has to fetch its answer when the server stops

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sparsify import RequestError, SparsifyError, Talk, check_inputs
 
-from sparsify_serve.batching import Batcher
+from sparsify_serve.batching import Batcher, Batching
 from sparsify_serve.loading import Loaded, stamp
 from sparsify_serve.metrics import Metrics
 from sparsify_serve.refusals import explain
@@ -21,17 +20,12 @@ CHECK_S = 1.0  # between two looks at the files
 Arrays = Mapping[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Batching:
-    """Say how requests of a model are joined."""
-
-    max_rows: int = 8
-    max_delay: float = 0.002
-    max_queue: int = 256
-
-
 class ServedModel:
     """Hold a model under its name; `loaded` is replaced when its files change and load."""
+
+    batcher: Batcher  # from `start` on, which the application calls: its metrics are those of all models
+    metrics: Metrics
+    talk: Talk
 
     def __init__(self, name: str, runtime: str, open_model: Callable[[], Loaded], batching: Batching) -> None:
         self.name, self.runtime, self.open_model = name, runtime, open_model
@@ -40,18 +34,12 @@ class ServedModel:
         self.problem = ""  # why the files as they are now do not load
         self.seen = self.loaded.stamp  # the state of the files that was tried last
         self.looked = time.monotonic()
-        self.reloading: asyncio.Task[None] | None = None
+        self.looking: asyncio.Task[None] | None = None
 
     def start(self, metrics: Metrics, talk: Talk) -> None:
         """Make the queue, and set what is told of the model."""
         self.metrics, self.talk = metrics, talk
-        self.batcher = Batcher(
-            self.name,
-            metrics,
-            max_rows=self.batching.max_rows,
-            max_delay=self.batching.max_delay,
-            max_queue=self.batching.max_queue,
-        )
+        self.batcher = Batcher(self.name, self.batching, metrics)
         metrics.info.labels(self.name, self.runtime, self.loaded.deployment.use_case).set(1)
         metrics.stale.labels(self.name).set(0)
         self._tell_loaded()
@@ -81,15 +69,19 @@ class ServedModel:
         return await asyncio.to_thread(task.interpret, rows, loaded.deployment)
 
     def look(self) -> None:
-        """Look at the files, at most once a second, and begin to load them where they have changed."""
-        now = time.monotonic()
-        if now - self.looked < CHECK_S or self.reloading is not None:
-            return
-        self.looked = now
-        found = stamp(self.loaded.deployment.folder, self.loaded.files)
-        if found != self.seen:
-            self.seen = found
-            self.reloading = asyncio.get_running_loop().create_task(self._reload())
+        """Begin to look at the files, at most once a second, and to load them where they have changed."""
+        if self.looking is None and time.monotonic() - self.looked >= CHECK_S:
+            self.looking = asyncio.get_running_loop().create_task(self._look())
+
+    async def _look(self) -> None:
+        """Work in another thread: a disk may be slow, and a model takes its time to load."""
+        try:
+            found = await asyncio.to_thread(stamp, self.loaded.deployment.folder, self.loaded.files)
+            if found != self.seen:
+                self.seen = found
+                await self._reload()
+        finally:
+            self.looking, self.looked = None, time.monotonic()
 
     async def _reload(self) -> None:
         try:
@@ -105,8 +97,6 @@ class ServedModel:
             self.metrics.stale.labels(self.name).set(0)
             self._tell_loaded()
             self.talk.say(f"{self.name}: loaded its changed files")
-        finally:
-            self.reloading = None
 
     def _tell_loaded(self) -> None:
         self.metrics.loads.labels(self.name, "loaded").inc()
