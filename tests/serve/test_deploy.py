@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 from sparsify.cli.app import main
 from sparsify_onnx.runtime import open_session
 from sparsify_openvino.runtime import open_session as open_in_openvino
+from sparsify_serve.repository import cannot_write
 from sparsify_serve.triton import quoted
 
 from tests.onnx import models
@@ -217,6 +219,9 @@ def test_refusals(folder: Path, tmp_path: Path, deploy: Call) -> None:
     deploy("--format", "triton", folder, home, "--name", "net")
     deployment(models.mlp(), tmp_path / "mlp")
     (tmp_path / "file").write_text("")
+    deployment(models.conv_net(), tmp_path / "cats", "image-classification", ["cat", *LABELS[1:]])
+    (tmp_path / "binary" / "net").mkdir(parents=True)
+    (tmp_path / "binary" / "net" / "config.pbtxt").write_bytes(b"\xff\xfe")
     for name, text in (("broken", "{"), ("listless", '{"model_config_list": 1}'), ("taken", json.dumps(
         {"model_config_list": [{"config": {"name": "net", "base_path": "/elsewhere"}}]}
     ))):  # fmt: skip
@@ -225,6 +230,8 @@ def test_refusals(folder: Path, tmp_path: Path, deploy: Call) -> None:
     for arguments, problem, fix in (
         (["--format", "torchserve", folder, home], "--format: there is no 'torchserve'", "use one of: triton, ovms"),
         (["--format", "triton", tmp_path / "mlp", home, "--name", "net"], "describes another model", "another --name"),
+        (["--format", "triton", tmp_path / "cats", home, "--name", "net"], "lists other classes", "another --name"),
+        (["--format", "triton", folder, tmp_path / "binary", "--name", "net"], "cannot be read", "remove it"),
         (["--format", "triton", folder, home, "--name", "../up"], "'../up' is no name of a model", "use letters"),
         (["--format", "triton", tmp_path / "nowhere", home], "config.json does not exist", "give the deployment"),
         (["--format", "triton", folder, tmp_path / "file"], "cannot be written", "give a folder that can be written"),
@@ -235,5 +242,10 @@ def test_refusals(folder: Path, tmp_path: Path, deploy: Call) -> None:
         code, out, err = deploy(*arguments)
         assert (code, out) == (2, "")
         assert (problem in err, fix in err) == (True, True), err
+    full = cannot_write(home, OSError(errno.ENOSPC, "No space left on device"))
+    assert full.exit_code == 5
+    assert full.lines() == f"error: {home} cannot be written: No space left on device\n" + (
+        "fix: free space there, or give another folder"
+    )
     assert sorted(os.listdir(home)) == ["net"]
     assert np.array_equal(sorted(os.listdir(home / "net")), ["1", "config.pbtxt", "labels.txt"])

@@ -143,13 +143,13 @@ def test_numbers_of_narrow_types(tmp_path: Path) -> None:
 def test_addresses_methods_and_encodings(model: str) -> None:
     base = model.partition("/v2/")[0]
     for method, path, status, reason in (
-        ("GET", "/nowhere", 404, "Not Found"),
+        ("GET", "/nowhere", 404, "there is no address /nowhere; fix: see docs/how-to/serve.md"),
         ("GET", "/v2/models/none", 404, "there is no model 'none'; fix: use: adder"),
         ("POST", "/v2/models/none/infer", 404, "there is no model 'none'"),
         ("GET", "/v2/models/adder/versions/2", 404, "model 'adder' has no version '2'; fix: use version 1, or none"),
         ("POST", "/v2/models/adder/versions/2/infer", 404, "model 'adder' has no version '2'"),
-        ("GET", "/v2/models/adder/infer", 405, "Method Not Allowed"),
-        ("DELETE", "/v2/models/adder", 405, "Method Not Allowed"),
+        ("GET", "/v2/models/adder/infer", 405, "GET is no method of this address; fix: use POST"),
+        ("DELETE", "/v2/models/adder", 405, "DELETE is no method of this address; fix: use "),
     ):
         found = httpx.request(method, f"{base}{path}")
         assert (found.status_code, found.json()["error"][: len(reason)]) == (status, reason)

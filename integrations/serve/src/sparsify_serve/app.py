@@ -229,7 +229,11 @@ async def refused(request: Request, error: Exception) -> Response:
 async def no_such_route(request: Request, error: Exception) -> Response:
     """Answer an unknown address or method."""
     assert isinstance(error, HTTPException)  # noqa: S101 - the handler is registered for it
-    return _json({"error": error.detail}, error.status_code, error.headers)
+    problem, fix = f"there is no address {request.url.path[:200]}", "see docs/how-to/serve.md"
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        problem = f"{request.method[:20]} is no method of this address"
+        fix = f"use {(error.headers or {}).get('Allow', 'another')}"
+    return _json({"error": f"{problem}; fix: {fix}"}, error.status_code, error.headers)
 
 
 async def failed(request: Request, error: Exception) -> Response:

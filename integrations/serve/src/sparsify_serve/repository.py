@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import os
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsify import RequestError
+from sparsify import RequestError, SparsifyError, StageError
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ def write_text(path: Path, text: str) -> None:
         raise cannot_write(path, error) from None
 
 
-def cannot_write(path: Path, error: OSError) -> RequestError:
-    """Say that a place cannot be written."""
+def cannot_write(path: Path, error: OSError) -> SparsifyError:
+    """Say that a place cannot be written, or that there is no space left."""
     reason = error.strerror or str(error)
-    return RequestError(f"{path} cannot be written: {reason}", fix="give a folder that can be written, with space left")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StageError(f"{path} cannot be written: {reason}", fix="free space there, or give another folder")
+    return RequestError(f"{path} cannot be written: {reason}", fix="give a folder that can be written")

@@ -56,7 +56,7 @@ class ServedModel:
         """Give the use case's result for what a file holds; raises RequestError for what it cannot read."""
         loaded, task = self.loaded, self.loaded.task
         if isinstance(task, SparsifyError):
-            raise RequestError(f"{explain(task)}", fix="send tensors to /infer")
+            raise RequestError(task.problem, fix=f"{task.fix}, or send tensors to /infer")
         if task.prepare is None or task.interpret is None:
             problem = f"use case '{loaded.deployment.use_case}' has no pre- and postprocessing"
             raise RequestError(problem, fix="send tensors to /infer")

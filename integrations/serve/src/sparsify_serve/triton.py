@@ -17,27 +17,34 @@ LABELS = "labels.txt"
 def prepare(deployment: Deployment, home: Path, name: str, rows: int) -> Callable[[], list[str]]:
     """Check that a model fits into its folder; returns what writes config.pbtxt, and says what it kept.
 
-    All versions share one config.pbtxt, so that another model's inputs and outputs are refused. Raises RequestError.
+    All versions share config.pbtxt and labels: other inputs, outputs or classes are refused. Raises RequestError.
     """
     rows = rows if is_batchable(deployment) else 0
-    path = home / "config.pbtxt"
+    path, labels = home / "config.pbtxt", home / LABELS
     text = "\n".join(config(deployment, name, rows))
-    try:
-        found = path.read_text(encoding="utf-8") if path.exists() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} cannot be read: {error}", fix="remove it, or give another --name") from None
+    classes = "".join(f"{' '.join(label.split())}\n" for label in deployment.labels)
+    found, listed = _read(path), _read(labels)
     if found is not None and not all(block in found for block in tensors(deployment, batched=rows > 0)):
         problem = f"{path} describes another model: its inputs or outputs differ"
         raise RequestError(problem, fix=f"give another --name, or remove {home}")
+    if listed not in (None, classes):
+        raise RequestError(f"{labels} lists other classes", fix=f"give another --name, or remove {home}")
 
     def finish() -> list[str]:
-        if deployment.labels:
-            write_text(home / LABELS, "".join(f"{' '.join(label.split())}\n" for label in deployment.labels))
+        if classes and listed is None:
+            write_text(labels, classes)
         if found is None:
             write_text(path, text)
         return [] if found in (None, text) else [f"kept {path}, which was edited"]
 
     return finish
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} cannot be read: {error}", fix="remove it, or give another --name") from None
 
 
 def config(deployment: Deployment, name: str, rows: int) -> Iterator[str]:
