@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import httpx
 import onnx
 import pytest
 import sparsify_serve.serving
-from sparsify import load_plugins
+from sparsify import StageError, load_plugins
 from sparsify_serve.loading import find_runtime, load
 
 from tests.serve.serving import adder, deployment, rows, serving_folder
@@ -178,6 +179,19 @@ def test_external_data_are_mapped_from_a_copy(tmp_path: Path) -> None:
     import numpy as np
 
     assert loaded.session.run({"x": np.zeros((1, 1), np.float32)})["y"][0, 0] == 1.0
+
+
+def test_no_space_for_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "it", 1.0, external=True)
+    plugins = load_plugins()
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StageError, match=r"model.onnx cannot be copied to .*: No space left on device") as caught:
+        load(folder, find_runtime("onnxruntime", plugins), 1, plugins)
+    assert caught.value.fix == "set TMPDIR to a folder with space for its external data"
 
 
 def test_files_that_change_while_they_are_read(tmp_path: Path) -> None:

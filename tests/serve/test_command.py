@@ -192,7 +192,7 @@ def test_what_is_refused_before_it_listens(folder: Path, tmp_path: Path, fail: F
         (
             [folder, "--max-batch-size", 0],
             2,
-            "model 1: max_batch_size: Input should be greater than",
+            "command line: max_batch_size: Input should be greater",
             "give another value",
         ),
     ):

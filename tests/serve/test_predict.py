@@ -134,6 +134,27 @@ def test_use_cases_that_are_not_here_or_read_no_files(tmp_path: Path) -> None:
         assert found.json()["error"] == "use case 'custom' has no pre- and postprocessing; fix: send tensors to /infer"
 
 
+def test_a_use_case_that_fails_is_a_bug_and_the_server_lives_on(caplog: pytest.LogCaptureFixture) -> None:
+    def prepare(raw: object, deployment: object) -> dict[str, np.ndarray]:
+        raise ZeroDivisionError("by zero")
+
+    served = told(Told())
+    served.loaded.task = UseCase(
+        ("accuracy",),
+        lambda data, description: None,
+        lambda data, description: "",
+        None,
+        prepare,
+        lambda outputs, held: 0,
+    )
+    with serving([served]) as base:
+        found = httpx.post(f"{base}/v2/models/told/predict", content=b"text")
+        assert (found.status_code, found.json()) == (500, {"error": "ZeroDivisionError; see what the server printed"})
+        assert httpx.get(f"{base}/v2/health/live").status_code == 200
+        assert 'outcome="failed"} 1.0' in httpx.get(f"{base}/metrics").text
+    assert "ZeroDivisionError: by zero" in caplog.text
+
+
 @dataclass(frozen=True)
 class Boxes:
     boxes: np.ndarray

@@ -18,7 +18,7 @@ from sparsify_serve.app import create_app
 from sparsify_serve.batching import Batching
 from sparsify_serve.datatypes import model_name
 from sparsify_serve.loading import find_runtime, load
-from sparsify_serve.options import ModelOptions, ServerOptions, make_options, read_options
+from sparsify_serve.options import COMMAND_LINE, ModelOptions, ServerOptions, make_options, read_options
 from sparsify_serve.reading import Limits
 from sparsify_serve.serving import ServedModel
 
@@ -71,7 +71,7 @@ def gather(path: Path, own: Mapping[str, Any], shared: Mapping[str, Any]) -> Ser
     """Put the options of the command line and of a YAML file together; the command line's count."""
     own, shared = ({key: value for key, value in row.items() if value is not None} for row in (own, shared))
     if path.suffix not in (".yaml", ".yml"):
-        return make_options({**shared, "models": [{**own, "deployment": path}]}, "command line")
+        return make_options({**shared, "models": [{**own, "deployment": path}]}, COMMAND_LINE)
     if own:
         option = f"--{next(iter(own)).replace('_', '-')}"
         raise RequestError(f"{option} has no effect with {path.name}", fix=f"write it into {path}, to a model")

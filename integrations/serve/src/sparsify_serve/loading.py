@@ -107,12 +107,21 @@ def open_privately(model: Path, files: Sequence[Path], open_session: OpenSession
     if len(files) == 1:
         return open_session(model, threads)
     with tempfile.TemporaryDirectory(prefix="sparsify-serve-") as folder:
-        for file in files:
-            home = model.resolve().parent if model.resolve().parent in file.parents else model.parent
-            target = Path(folder) / file.relative_to(home)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+        try:
+            _copy(model, files, Path(folder))
+        except OSError as error:
+            problem = f"{model} cannot be copied to {tempfile.gettempdir()}: {error.strerror or error}"
+            raise StageError(problem, fix="set TMPDIR to a folder with space for its external data") from None
         return open_session(Path(folder) / model.name, threads)
+
+
+def _copy(model: Path, files: Sequence[Path], folder: Path) -> None:
+    """Copy a model's files; its external data may lie beside a link to the model or beside the model itself."""
+    for file in files:
+        home = model.parent if model.parent in file.parents else model.resolve().parent
+        target = folder / file.relative_to(home)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
 
 
 def find_task(deployment: Deployment, plugins: Plugins) -> UseCase | SparsifyError:

@@ -12,6 +12,7 @@ from sparsify import RequestError, parse_duration, parse_memory
 
 from sparsify_serve.datatypes import check_name
 
+COMMAND_LINE = "command line"
 Duration = Annotated[str, AfterValidator(lambda text: parse_duration(text) and text)]
 Memory = Annotated[str, AfterValidator(lambda text: parse_memory(text) and text)]
 
@@ -60,7 +61,8 @@ def _request_error(error: ValidationError, source: str) -> RequestError:
     # a misspelt name is told of before the right one that is then missing
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     *above, name = map(str, first["loc"])
-    where = f"{source}: " + (f"model {int(above[1]) + 1}: " if len(above) > 1 else "")
+    numbered = len(above) > 1 and source != COMMAND_LINE  # which gives one model
+    where = f"{source}: " + (f"model {int(above[1]) + 1}: " if numbered else "")
     known = list((ModelOptions if len(above) > 1 else ServerOptions).model_fields)
     if first["type"] == "extra_forbidden":
         near = get_close_matches(name, known, n=1)
