@@ -70,6 +70,21 @@ def test_a_client_that_hangs_up_while_it_sends(address: str) -> None:
     assert httpx.post(f"{address}/infer", json=rows(1.0)).status_code == 200
 
 
+def test_clients_that_go_away_leave_their_places(address: str, session: Told) -> None:
+    session.gate.clear()
+    first = threading.Thread(target=httpx.post, args=(f"{address}/infer",), kwargs={"json": rows(1.0), "timeout": 60})
+    first.start()
+    assert session.entered.acquire(timeout=20)
+    for _ in range(6):  # two may wait
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/infer", json=rows(2.0), timeout=0.1)
+        eventually(lambda: metric(address, "sparsify_requests_in_flight") == 1)
+    session.gate.set()
+    first.join(20)
+    assert httpx.post(f"{address}/infer", json=rows(3.0)).status_code == 200
+    assert session.batches == [[1.0], [3.0]]
+
+
 def test_a_full_queue_refuses_and_then_serves_what_waits(address: str, session: Told) -> None:
     session.gate.clear()
     answers: list[int] = []

@@ -96,7 +96,11 @@ class Batcher:
         future: asyncio.Future[dict[str, NDArray[Any]]] = asyncio.get_running_loop().create_future()
         self.waiting.append(Waiting(loaded, inputs, future, time.monotonic()))
         self._start()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:  # the place in the queue is free at once, also while a batch runs
+            self.waiting = [request for request in self.waiting if request.future is not future]
+            raise
 
     def _start(self) -> None:
         """Start a batch if one is ready, or set the timer for when it will be."""
