@@ -77,7 +77,7 @@ def test_three_runtimes_agree_on_a_float_model(name: str, tmp_path: Path) -> Non
         assert found[key].dtype == array.dtype
     assert dict(session.facts) == {
         "runtime": "deepsparse", "version": "1.8.0", "precision": None, "int8_executed": None, "uses_zeros": True,
-        "supported": 1.0, "threads": 1,
+        "static_shapes": True, "supported": 1.0, "threads": 1,
     }  # fmt: skip
     session.close()
 

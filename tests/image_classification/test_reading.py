@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sparsify import Batch, DataRequest, RequestError, UnreadableSample
 from sparsify_image_classification.imagefolder import load
-from sparsify_image_classification.reading import ImageReader
+from sparsify_image_classification.reading import ImageReader, opened
 
 PLAIN = {
     "schema": 1,
@@ -74,6 +74,26 @@ def test_an_empty_file_and_a_text_are_named(tmp_path: Path) -> None:
         (tmp_path / "x.jpg").write_bytes(content)
         with pytest.raises(UnreadableSample, match=r"x\.jpg cannot be read as an image: cannot identify image file"):
             reader(tmp_path, "x.jpg")("x.jpg")
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG"])
+def test_bytes_are_read_as_the_file_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / "image").write_bytes(FILES[name])
+    with opened(FILES[name]) as held, opened(tmp_path / "image") as file:
+        np.testing.assert_array_equal(np.asarray(held), np.asarray(file))
+
+
+def test_bytes_that_are_no_image_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    for content in (b"", b"/etc/hostname", FILES["PNG"][:50]):
+        with (
+            pytest.raises(UnreadableSample, match=rf"these {len(content)} bytes cannot be read as an image") as caught,
+            opened(content) as image,
+        ):
+            image.load()
+        assert caught.value.fix == "give the bytes of a whole image file"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(UnreadableSample, match="decompression bomb"), opened(FILES["PNG"]):
+        pass
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

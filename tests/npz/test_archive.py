@@ -81,6 +81,22 @@ def test_empty_file(tmp_path: Path) -> None:
     )
 
 
+def test_bytes_are_read_as_the_file_is(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.arange(4, dtype=np.float32))
+    held = (tmp_path / "a.npz").read_bytes()
+    np.testing.assert_array_equal(read_archive(held)["x"], read_archive(tmp_path / "a.npz")["x"])
+    objects = io.BytesIO()
+    np.savez(objects, x=np.array([{}], dtype=object))
+    for content, reason in (
+        (b"", r"the archive is empty \(0 bytes\)"),
+        (b"text", "the archive is no NPZ file"),
+        (held[:100], "the archive is damaged or cut short"),
+        (objects.getvalue(), "the archive: key 'x' holds Python objects, which are never unpickled"),
+    ):
+        with pytest.raises(RequestError, match=reason):
+            read_archive(content)
+
+
 def test_truncated_file(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, x=np.zeros(100))

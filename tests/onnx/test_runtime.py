@@ -36,7 +36,7 @@ def test_a_float_model_runs_and_says_so(tmp_path: Path) -> None:
     assert session.facts["float_executed"] == 4
     assert session.facts["version"] == ort.__version__
     assert dict(session.facts)["runtime"] == "onnxruntime"
-    assert len(session.facts) == 8
+    assert len(session.facts) == 9
     session.close()
 
 

@@ -10,6 +10,7 @@ from sparsify.data import Sample as Sample
 from sparsify.deployment import Deployment as Deployment
 from sparsify.deployment import read_deployment as read_deployment
 from sparsify.errors import *  # noqa: F403
+from sparsify.evaluation import evaluate as evaluate
 from sparsify.experiment import Experiment as Experiment
 from sparsify.experiment import make_experiment as make_experiment
 from sparsify.formats import find_runtime as find_runtime
@@ -18,10 +19,14 @@ from sparsify.formats import load_runtime as load_runtime
 from sparsify.hooks import Entry as Entry
 from sparsify.hooks import hookimpl as hookimpl
 from sparsify.inference import Pipeline as Pipeline
+from sparsify.inference import check_inputs as check_inputs
+from sparsify.levels import parse_duration as parse_duration
+from sparsify.levels import parse_memory as parse_memory
 from sparsify.levels import target_sparsity as target_sparsity
 from sparsify.metrics import class_ids as class_ids
 from sparsify.metrics import class_scores as class_scores
 from sparsify.outcome import environment as environment
+from sparsify.pipeline import BATCH as BATCH
 from sparsify.pipeline import Result as Result
 from sparsify.plugins import DISABLE as DISABLE
 from sparsify.plugins import Offer as Offer
@@ -36,7 +41,11 @@ from sparsify.recipe import Recipe as Recipe
 from sparsify.recipe import Step as Step
 from sparsify.report_figures import speed_words as speed_words
 from sparsify.report_pages import figures as figures
+from sparsify.resolve import existing as existing
+from sparsify.resolve import find_loader as find_loader
+from sparsify.resolve import find_metrics as find_metrics
 from sparsify.search import Search as Search
+from sparsify.splits import held_out_split as held_out_split
 from sparsify.talk import Talk as Talk
 from sparsify.timing import Candidate as Candidate
 from sparsify.timing import Ratio as Ratio
@@ -44,3 +53,4 @@ from sparsify.timing import Timing as Timing
 from sparsify.timing import gzip_size as gzip_size
 from sparsify.timing import time_interleaved as time_interleaved
 from sparsify.timing import time_ratio as time_ratio
+from sparsify.use_cases import resolve_use_case as resolve_use_case

@@ -181,7 +181,8 @@ class Session(Protocol):
     """Run a model that a runtime has opened.
 
     facts: `precision` (what was executed, e.g. "float32", "int8"), `int8_executed` (nodes), each None where the runtime
-    does not tell, `uses_zeros` (whether unstructured zeros make it faster), and whatever else it knows of itself.
+    does not tell, `uses_zeros` (whether unstructured zeros make it faster), `static_shapes` (whether it compiles again
+    for each batch size), and whatever else it knows of itself.
     """
 
     @property

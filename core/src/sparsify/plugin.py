@@ -12,7 +12,6 @@ def commands() -> list[Entry]:
         Entry("run", "sparsify.cli.run:app", "Make a model smaller and faster, and verify it"),
         Entry("use-cases", "sparsify.cli.use_cases:app", "List use cases, their aliases and metrics"),
         Entry("recipe", "sparsify.cli.recipe:app", "Show, check or write a recipe"),
-        Entry("eval", "sparsify.cli.evaluate:app", "Measure a deployment folder on a dataset"),
     ]
 
 

@@ -35,8 +35,8 @@ def open_session(path: Path, threads: int = 0) -> Session:
 class _Session:
     """Hold the process.
 
-    facts: runtime, version, uses_zeros; precision and int8_executed, which it does not tell; supported, the share of
-    operators that its own kernels run, and threads, for which it compiles the model.
+    facts: runtime, version, uses_zeros, static_shapes; precision and int8_executed, which it does not tell; supported,
+    the share of operators that its own kernels run, and threads, for which it compiles the model.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
@@ -110,6 +110,7 @@ class _Facts(Mapping[str, Any]):
             "precision": None,
             "int8_executed": None,
             "uses_zeros": True,
+            "static_shapes": True,
         }
 
     @cached_property

@@ -95,6 +95,7 @@ def commands() -> Iterable[Entry]:
             "Check CPU, runtimes and packages, with the fix for each",
             aliases=("check-environment",),
         ),
+        Entry("eval", "sparsify_onnx.evaluate:app", "Measure a deployment folder on a dataset"),
         Entry("explain", "sparsify_onnx.explain:app", "Say which layers cost accuracy or time, and why"),
         Entry("reproduce", "sparsify_onnx.reproduce:app", "Run a recorded experiment again and compare"),
     )

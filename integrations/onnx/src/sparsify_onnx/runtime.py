@@ -71,7 +71,8 @@ def _reason(error: Exception) -> str:
 class _Facts(Mapping[str, Any]):
     """Say what runs where, read on first use: it costs optimising the model once more, which timing must not pay.
 
-    runtime, version, threads, providers, uses_zeros; then what is read: precision, int8_executed, float_executed.
+    runtime, version, threads, providers, uses_zeros, static_shapes; then what is read: precision, int8_executed,
+    float_executed.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
@@ -82,6 +83,7 @@ class _Facts(Mapping[str, Any]):
             "threads": threads,
             "providers": ("CPUExecutionProvider",),
             "uses_zeros": False,
+            "static_shapes": False,
         }
 
     @cached_property

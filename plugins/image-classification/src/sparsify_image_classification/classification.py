@@ -31,7 +31,7 @@ class Classification:
 
 
 def prepare(raw: Any, deployment: Deployment) -> Arrays:
-    """Turn a path, a PIL image, or an array into the model's input.
+    """Turn a path, the bytes of an image file, a PIL image, or an array into the model's input.
 
     An array of the input's own shape and type is taken as it is, one of uint8 (height, width) or (height, width, 3) as
     an image. Raises UnreadableSample for a broken file, RequestError for anything else.
@@ -46,8 +46,8 @@ def prepare(raw: Any, deployment: Deployment) -> Arrays:
         raw = _picture(raw)
     if isinstance(raw, Image.Image):
         return {spec.name: preprocess(description, raw)}
-    if isinstance(raw, str | PathLike):
-        with opened(Path(raw)) as image:
+    if isinstance(raw, str | PathLike | bytes):
+        with opened(raw if isinstance(raw, bytes) else Path(raw)) as image:
             return {spec.name: preprocess(description, image)}
     raise RequestError(f"an image cannot be made from {type(raw).__name__}", fix="give a path, a PIL image or an array")
 

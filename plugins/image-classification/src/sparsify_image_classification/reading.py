@@ -70,18 +70,21 @@ class ImageReader:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image file, for a `with` block; raises UnreadableSample for whatever is wrong with it."""
+def opened(source: Path | bytes) -> Iterator[Image.Image]:
+    """Open an image file, or what one holds, for a `with` block; raises UnreadableSample for whatever is wrong."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of odd metadata, a line an image
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_formats()) as image:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
                 yield image
     except BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(source, bytes):
+            problem = f"these {len(source)} bytes cannot be read as an image: {reason}"
+            raise UnreadableSample(problem, fix="give the bytes of a whole image file") from error
         raise UnreadableSample(
-            f"{path} cannot be read as an image: {reason}", fix="repair or remove the file"
+            f"{source} cannot be read as an image: {reason}", fix="repair or remove the file"
         ) from error
 
 

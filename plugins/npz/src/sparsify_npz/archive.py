@@ -35,22 +35,23 @@ CORRUPT = (
 )
 
 
-def read_archive(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays of one NPZ file by key.
+def read_archive(source: Path | bytes) -> dict[str, NDArray[Any]]:
+    """Return the arrays of one NPZ file, or of what one holds, by key.
 
     Raises UnreadableSample where the file is damaged, RequestError where it is whole but holds what it must not:
     objects, other files, or more than 1 GiB.
     """
+    path = "the archive" if isinstance(source, bytes) else source
     try:
-        if path.stat().st_size == 0:
+        if not (len(source) if isinstance(source, bytes) else source.stat().st_size):
             raise UnreadableSample(f"{path} is empty (0 bytes)", fix=REWRITE)
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(BytesIO(source) if isinstance(source, bytes) else source) as archive:
             _check_members(path, archive)
             return {_key(info): _read_member(path, archive, info) for info in archive.infolist()}
     except OSError as error:
         raise UnreadableSample(f"{path} cannot be read: {error.strerror or error}", fix=REWRITE) from None
     except CORRUPT as error:
-        raise _damaged(path, error) from None
+        raise _damaged(source, error) from None
 
 
 def write_archive(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -61,7 +62,7 @@ def write_archive(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
-def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
+def _check_members(path: Path | str, archive: zipfile.ZipFile) -> None:
     for info in archive.infolist():
         if not info.filename.endswith(".npy"):
             raise RequestError(
@@ -80,7 +81,7 @@ def _key(info: zipfile.ZipInfo) -> str:
     return info.filename.removesuffix(".npy")
 
 
-def _read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
+def _read_member(path: Path | str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
     raw = archive.read(info)  # zipfile stops at the size of the directory and checks the CRC
     stream = BytesIO(raw)
     version = np.lib.format.read_magic(stream)
@@ -97,8 +98,9 @@ def _read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
     return flat.reshape(shape, order="F" if fortran else "C")
 
 
-def _damaged(path: Path, error: Exception) -> UnreadableSample:
-    with path.open("rb") as file:
+def _damaged(source: Path | bytes, error: Exception) -> UnreadableSample:
+    path = "the archive" if isinstance(source, bytes) else source
+    with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         start = file.read(6)
     if start == b"\x93NUMPY":
         return UnreadableSample(

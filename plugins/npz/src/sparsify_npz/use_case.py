@@ -86,9 +86,9 @@ def _table(specs: tuple[TensorSpec, ...]) -> str:
 
 
 def prepare(raw: Any, deployment: Deployment) -> Mapping[str, NDArray[Any]]:
-    """Take one sample: a mapping of arrays by input name, an NPZ file's path, or an array where there is one input."""
-    if isinstance(raw, str | PathLike):
-        raw = read_archive(Path(raw))
+    """Take one sample: arrays by input name, an NPZ file's path or bytes, or an array where there is one input."""
+    if isinstance(raw, str | PathLike | bytes):
+        raw = read_archive(raw if isinstance(raw, bytes) else Path(raw))
     elif isinstance(raw, np.ndarray) and len(deployment.inputs) == 1:
         raw = {deployment.inputs[0].name: raw}
     if not isinstance(raw, Mapping):

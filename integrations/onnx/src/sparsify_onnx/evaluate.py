@@ -9,18 +9,24 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-
-from sparsify.contracts import DataRequest, fixed_batch
-from sparsify.deployment import read_deployment
-from sparsify.errors import RequestError
-from sparsify.evaluation import evaluate
-from sparsify.formats import fit, load_runtime
-from sparsify.pipeline import BATCH
-from sparsify.plugins import load_plugins, load_target
-from sparsify.resolve import existing, find_loader, find_metrics
-from sparsify.splits import held_out_split
-from sparsify.talk import Talk
-from sparsify.use_cases import resolve_use_case
+from sparsify import (
+    BATCH,
+    DataRequest,
+    RequestError,
+    Talk,
+    evaluate,
+    existing,
+    find_loader,
+    find_metrics,
+    fit,
+    fixed_batch,
+    held_out_split,
+    load_plugins,
+    load_runtime,
+    load_target,
+    read_deployment,
+    resolve_use_case,
+)
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
