@@ -35,7 +35,8 @@ def test_import_and_help_load_no_heavy_library() -> None:
 def test_help_lists_every_plugins_commands() -> None:
     done = sparsify("--help")
     assert done.returncode == 0
-    for command in ("analyze", "benchmark", "demo", "doctor", "eval", "plugins", "recipe", "run", "use-cases"):
+    names = "analyze benchmark demo deploy doctor eval plugins recipe run serve use-cases"
+    for command in names.split():
         assert f"\n  {command} " in done.stdout
 
 

@@ -64,13 +64,14 @@ def test_concurrent_clients_get_what_the_session_gives(tmp_path: Path) -> None:
 
 def test_requests_that_wait_share_a_batch_in_order() -> None:
     session = Told()
-    with serving([told(session, max_rows=4)]) as address:
+    served = told(session, max_rows=4)
+    with serving([served]) as address:
         session.gate.clear()
         answers: dict[int, list[float]] = {}
 
         def ask(index: int) -> None:
-            if index:
-                eventually(lambda: metric(address, "sparsify_requests_in_flight") >= index)
+            if index:  # one runs, the others wait in order
+                eventually(lambda: served.batcher.running and len(served.batcher.waiting) == index - 1)
             found = httpx.post(
                 f"{address}/v2/models/told/infer", json=rows(*[float(index)] * (1 + index % 2)), timeout=60
             )
@@ -80,7 +81,7 @@ def test_requests_that_wait_share_a_batch_in_order() -> None:
             if index < 6:
                 ask(index)
             else:
-                eventually(lambda: metric(address, "sparsify_requests_in_flight") == 6)
+                eventually(lambda: len(served.batcher.waiting) == 5)
                 session.gate.set()
 
         every(7, release)

@@ -88,10 +88,11 @@ class ServedModel:
             loaded = await asyncio.to_thread(self.open_model)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the new files, the old model is served
             known = isinstance(error, SparsifyError)
-            self.problem = explain(error) if isinstance(error, SparsifyError) else f"{type(error).__name__}: {error}"
+            why = explain(error) if isinstance(error, SparsifyError) else f"{type(error).__name__}: {error}"
+            self.problem = why.replace(f"{self.loaded.deployment.folder}/", "")  # clients need not know our folders
             self.metrics.loads.labels(self.name, "refused" if known else "failed").inc()
             self.metrics.stale.labels(self.name).set(1)
-            self.talk.warn(f"{self.name}: its files changed and do not load, the old ones are served: {self.problem}")
+            self.talk.warn(f"{self.name}: its files changed and do not load, the old ones are served: {why}")
         else:
             self.loaded, self.seen, self.problem = loaded, loaded.stamp, ""
             self.metrics.stale.labels(self.name).set(0)
