@@ -15,7 +15,7 @@ _PUBLIC = {
     "NoCheckpoint RecipeGenerator Score Session TensorSpec UseCase fixed_batch",
     "data": "Batch Dataset Sample",
     "deployment": "Deployment read_deployment",
-    "errors": "ExitCode MissingLibraryError PluginError RequestError SparsifyError StageError UnreadableSample",
+    "errors": "ExitCode MissingLibraryError PluginError RequestError SparsifyError StageError Stopped UnreadableSample",
     "evaluation": "evaluate",
     "experiment": "Experiment make_experiment",
     "formats": "find_runtime fit load_runtime",

@@ -33,6 +33,10 @@ def main(*words: str) -> None:
             raise
         for name in {"SIGINT", "SIGTERM", "SIGALRM"} & set(dir(signal)):  # `uv run` passes on what the terminal sent
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+        from sparsify.errors import Stopped
+
+        if isinstance(end, Stopped):
+            raise
         sys.stderr.write("error: interrupted\nfix: run the same command again, with --resume if it made a run folder\n")
         sys.exit(130)
 

@@ -27,6 +27,10 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+class Stopped(SystemExit):
+    """End a command that runs until it is told to stop: exit 130, and nothing more to say."""
+
+
 class SparsifyError(Exception):
     """State one problem in one line, with the edit or command that mends it."""
 

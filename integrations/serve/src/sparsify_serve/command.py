@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,17 @@ from typing import Annotated, Any
 
 import typer
 import uvicorn
-from sparsify import ExitCode, Plugins, RequestError, Talk, load_plugins, load_runtime, parse_duration, parse_memory
+from sparsify import (
+    ExitCode,
+    Plugins,
+    RequestError,
+    Stopped,
+    Talk,
+    load_plugins,
+    load_runtime,
+    parse_duration,
+    parse_memory,
+)
 
 from sparsify_serve.app import create_app
 from sparsify_serve.batching import Batching
@@ -64,7 +73,7 @@ def serve(
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:  # which both signals end in, after the last answer
         talk.say("stopped")
-        sys.exit(ExitCode.INTERRUPTED)
+        raise Stopped(ExitCode.INTERRUPTED) from None
 
 
 def gather(path: Path, own: Mapping[str, Any], shared: Mapping[str, Any]) -> ServerOptions:
