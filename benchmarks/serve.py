@@ -1,9 +1,10 @@
 """Measure what serving adds to a model, and what batching gains: a session alone against `sparsify serve`.
 
-python benchmarks/serve.py DEPLOYMENT|MODEL.onnx [--seconds 20] [--clients 8] [--threads 0]
+python benchmarks/serve.py DEPLOYMENT|MODEL.onnx|mlp [--seconds 20] [--clients 8] [--threads 0]
 
-A model file is wrapped into a temporary deployment. The server and the clients run in processes of their own, on the
-same cores. Blocks of one second of each contender rotate, so that a machine that slows down slows all of them down.
+`mlp` is made here: three layers of 4,096 × 4,096, whose time at batch 1 goes into reading the weights. A model file is
+wrapped into a temporary deployment. The server and the clients run in processes of their own, on the same cores. Blocks
+of one second of each contender rotate, so that a machine that slows down slows all of them down.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 from sparsify import Deployment, load_plugins, read_deployment
 
 BLOCK_S = 1.0
@@ -35,9 +38,9 @@ Arrays = dict[str, np.ndarray]
 def wrap(model: Path, folder: Path) -> Path:
     """Make a deployment folder around an ONNX file."""
     plugins = load_plugins()
-    onnx = plugins.load("model_loaders", "onnx")
-    facts = onnx.describe(onnx.load(model))
-    for file in onnx.files(model):
+    form = plugins.load("model_loaders", "onnx")
+    facts = form.describe(form.load(model))
+    for file in form.files(model):
         name = "model.onnx" if file == model else file.name
         (folder / name).symlink_to(file.resolve())
     specs = {
@@ -47,6 +50,19 @@ def wrap(model: Path, folder: Path) -> Path:
     config = {"schema": 1, "use_case": "custom:benchmark", "labels": [], **specs}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_mlp(path: Path, width: int = 4096, layers: int = 3) -> Path:
+    """Write a model whose weights outgrow the caches."""
+    names = ["x", *(f"h{layer}" for layer in range(layers - 1)), "y"]
+    random = np.random.default_rng(0)
+    weights = [random.standard_normal((width, width)).astype(np.float32) / width**0.5 for _ in range(layers)]
+    held = [numpy_helper.from_array(weight, f"w{layer}") for layer, weight in enumerate(weights)]
+    nodes = [helper.make_node("MatMul", [names[at], f"w{at}"], [names[at + 1]], f"layer{at}") for at in range(layers)]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "mlp", ends[:1], ends[1:], held)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
 
 
 def draw(deployment: Deployment) -> Arrays:
@@ -180,6 +196,8 @@ def main() -> None:
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = options.model
+        if str(folder) == "mlp":
+            folder = write_mlp(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "mlp.onnx")
         if folder.is_file():
             folder = wrap(folder, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         deployment = read_deployment(folder)

@@ -98,6 +98,7 @@ def test_use_cases_lists_aliases_metric_and_plugin() -> None:
 def test_doctor_finds_nothing_wrong_here() -> None:
     done = sparsify("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert all(set(check) == {"name", "found", "fix"} for check in checks.values())
     fixes = {name: check["fix"] for name, check in checks.items() if check["fix"]}
     # what has no environment here yet is named with the command that makes one, and nothing else is amiss
     assert fixes in ({}, {"runtime deepsparse": "sparsify doctor --install deepsparse"})

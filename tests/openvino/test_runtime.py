@@ -73,6 +73,16 @@ def test_a_float_model_runs_in_the_precision_that_is_asked_for(tmp_path: Path) -
         load_runtime("onnxruntime:bf16", load_plugins())
 
 
+@pytest.mark.parametrize("opset", [13, 17, 19, 21, 22])
+def test_what_we_write_is_read_in_every_opset_that_we_leave_as_it_is(opset: int, tmp_path: Path) -> None:
+    model = models.mlp_at(opset)
+    model.ir_version = 10
+    path, inputs = quantized(model, tmp_path), models.samples(model, 4)
+    assert onnx.load(path).opset_import[0].version == opset
+    (found,), (wanted,) = (opened(path, 1).run(inputs).values() for opened in (open_session, open_in_onnxruntime))
+    assert abs(found - wanted).max() <= 4 * abs(wanted).max() / 255
+
+
 def test_a_model_of_both_is_mixed(tmp_path: Path) -> None:
     facts = open_session(quantized(models.conv_net(), tmp_path, ignore=("middle",)), 1).facts
     assert (facts["int8_executed"], facts["float_executed"], facts["precision"]) == (3, 1, "mixed")

@@ -70,7 +70,8 @@ class Hooks:
     def runtimes(self) -> Iterable[Entry]:  # type: ignore[empty-body]
         """Offer runtimes; the target is `open_session(path, threads) -> sparsify.Session`, `accepts` names formats.
 
-        One that can be told its precision takes it as a third argument, `precision=""`: `--runtime NAME:PRECISION`.
+        One that can be told its precision takes it as `precision=""`, for `--runtime NAME:PRECISION`. One whose idle
+        threads spin takes `spin=True`: `sparsify serve` shares the cores with its clients, and gives False.
         """
 
     @hookspec

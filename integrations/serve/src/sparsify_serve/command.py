@@ -6,6 +6,7 @@ import ipaddress
 import socket
 from collections.abc import Mapping, Sequence
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,6 +103,8 @@ def open_models(options: ServerOptions, plugins: Plugins) -> list[ServedModel]:
 def open_model(options: ModelOptions, max_queue: int, plugins: Plugins) -> ServedModel:
     """Load one model."""
     open_session = load_runtime(options.runtime, plugins)
+    if "spin" in signature(open_session).parameters:  # threads that spin would take the cores from HTTP and clients
+        open_session = partial(open_session, spin=False)
     opening = partial(load, options.deployment, open_session, options.threads, plugins)
     batching = Batching(options.max_batch_size, options.max_delay_us / 1e6, max_queue)
     served = ServedModel(options.name, options.runtime, opening, batching)
