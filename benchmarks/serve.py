@@ -39,7 +39,7 @@ def wrap(model: Path, folder: Path) -> Path:
     """Make a deployment folder around an ONNX file."""
     plugins = load_plugins()
     form = plugins.load("model_loaders", "onnx")
-    facts = form.describe(form.load(model))
+    facts = form.describe(form.read(model))
     for file in form.files(model):
         name = "model.onnx" if file == model else file.name
         (folder / name).symlink_to(file.resolve())
