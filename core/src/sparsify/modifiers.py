@@ -64,8 +64,7 @@ def _not_offered(step: Step, phase: str, plugins: Plugins, kind: str) -> Sparsif
     offered = [offer.entry for offer in plugins.offers("modifiers")]
     where = f"modifier '{step.name}' ({step.group})"
     if known is None and not elsewhere:
-        names = sorted(known_names() | {entry.name for entry in offered})
-        return RequestError(f"there is no {where}", fix=_nearest(step.name, names))
+        return RequestError(f"there is no {where}", fix=_nearest(step.name, known_names() | {x.name for x in offered}))
     if kind == "one-shot" and (phase == "training" or elsewhere or (known and known.phase == "training")):
         fix = "remove it, or `pip install sparsify-torch` and use `sparsify run training-aware`"
         return RequestError(f"{where} works during training, and one-shot does not train", fix=fix)
@@ -73,13 +72,13 @@ def _not_offered(step: Step, phase: str, plugins: Plugins, kind: str) -> Sparsif
     fix = f"remove it, or use one of: {', '.join(names) or 'none is installed'}"
     if elsewhere:
         fix = "put it into a stage with `run_type: train`, or remove it"
-    elif phase == "training":
+    elif phase == "training" and not names:
         fix = "pip install sparsify-torch, or remove the modifier from the recipe"
     return RequestError(f"no installed plugin offers the {phase} {where}", fix=fix)
 
 
 def _nearest(name: str, names: Collection[str]) -> str:
-    return nearest(name, names, f"remove it, or use one of: {', '.join(names) or 'none'}")
+    return nearest(name, names, f"remove it, or use one of: {', '.join(sorted(names)) or 'none'}")
 
 
 def _validate(step: Step, offer: Offer) -> Any:
@@ -96,7 +95,7 @@ def _validate(step: Step, offer: Offer) -> Any:
 
 
 def _wrong_option(step: Step, fields: Collection[str], first: Mapping[str, Any]) -> RequestError:
-    name, where = ".".join(str(part) for part in first["loc"]), f"modifier '{step.name}' ({step.group})"
+    name, where = ".".join(map(str, first["loc"])), f"modifier '{step.name}' ({step.group})"
     if first["type"] == "extra_forbidden":
         return _unknown_field(step, name, fields, first["input"])
     if first["type"] == "missing":
