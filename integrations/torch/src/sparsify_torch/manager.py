@@ -39,6 +39,7 @@ class ScheduledModifierManager:
         found = list(modifiers)
         written = list(steps) or [_step(options) for options in found]
         pairs = sorted(zip(found, written, strict=True), key=lambda pair: _order(*pair))
+        self.recipe = Recipe(tuple(written))  # in the order in which it was written
         self.modifiers: tuple[Any, ...] = tuple(options for options, _ in pairs)
         self.steps = tuple(step for _, step in pairs)
         self.notes: tuple[str, ...] = ()
@@ -61,16 +62,15 @@ class ScheduledModifierManager:
     @classmethod
     def from_recipe(cls, recipe: Recipe, add_modifiers: Iterable[Any] = ()) -> ScheduledModifierManager:
         """Take a recipe that was read or made already; raises RequestError as `from_yaml` does."""
-        steps, modifiers = [], []
+        modifiers = []
         for step, options in resolve_modifiers(recipe, load_plugins(), "training-aware"):
             if step.phase != "training":
                 problem = f"modifier '{step.name}' ({step.group}) works on a trained model, not in a training loop"
                 fix = f"remove !{step.name} from the recipe, or apply it after training with `sparsify run one-shot`"
                 raise RequestError(problem, fix=fix)
-            steps.append(step)
             modifiers.append(options)
         added = list(add_modifiers)
-        manager = cls([*modifiers, *added], [*steps, *map(_step, added)])
+        manager = cls([*modifiers, *added], [*recipe.steps, *map(_step, added)])
         manager.notes = recipe.notes
         return manager
 
@@ -175,7 +175,7 @@ class ScheduledModifierManager:
         Path(path).write_text(str(self), encoding="utf-8")
 
     def __str__(self) -> str:
-        return dump_recipe(Recipe(self.steps))
+        return dump_recipe(self.recipe)
 
     @property
     def _running(self) -> Run:
