@@ -28,7 +28,7 @@ def softmax(values: Any) -> Any:
 def test_the_loss_is_hintons() -> None:
     module, teacher = net(), net(seed=5)
     options = DistillationModifier(hardness=0.3, temperature=4.0)
-    manager, optimizer = attach([options], module, sgd(module), distillation_teacher=teacher)
+    _manager, optimizer = attach([options], module, sgd(module), distillation_teacher=teacher)
     outputs = module(INPUTS)
     loss = cross_entropy(outputs, TARGETS)
     mixed = optimizer.loss_update(loss)
@@ -47,7 +47,7 @@ def test_classes_of_images_and_tokens() -> None:
 
 def test_self_is_the_model_at_the_start_and_stays_as_it_is() -> None:
     module = net()
-    manager, optimizer = attach([DistillationModifier(hardness=1.0, start_epoch=1)], module, sgd(module))
+    _manager, optimizer = attach([DistillationModifier(hardness=1.0, start_epoch=1)], module, sgd(module))
     train(module, optimizer, batches(4))
     held = copy.deepcopy(module.state_dict())
     module.eval()
@@ -65,7 +65,7 @@ def test_self_is_the_model_at_the_start_and_stays_as_it_is() -> None:
 def test_disable_leaves_the_loss_alone() -> None:
     module = net()
     modifiers = [DistillationModifier(), PerLayerDistillationModifier()]
-    manager, optimizer = attach(modifiers, module, sgd(module), distillation_teacher="disable")
+    _manager, optimizer = attach(modifiers, module, sgd(module), distillation_teacher="disable")
     loss = cross_entropy(module(INPUTS), TARGETS)
     assert optimizer.loss_update(loss) is loss
 
@@ -99,7 +99,9 @@ def test_outputs_and_inputs_by_name() -> None:
 
 def test_outputs_given_by_hand() -> None:
     module, teacher = net(), net(seed=5)
-    manager, optimizer = attach([DistillationModifier(hardness=1.0)], module, sgd(module), distillation_teacher=teacher)
+    _manager, optimizer = attach(
+        [DistillationModifier(hardness=1.0)], module, sgd(module), distillation_teacher=teacher
+    )
     seen = optimizer.loss_update(cross_entropy(module(INPUTS), TARGETS))
     outputs = copy.deepcopy(module)(INPUTS)
     optimizer.run.loop.forward = type(optimizer.run.loop.forward)()
@@ -121,7 +123,7 @@ def test_features_by_layer(normalize: bool) -> None:
     module, teacher = net(), net(seed=5).eval()
     names = ["re:features[.][245]$"]
     options = PerLayerDistillationModifier(gain=2.0, normalize=normalize, student_layer_names=names, epsilon=1e-3)
-    manager, optimizer = attach([options], module, sgd(module), distillation_teacher=teacher)
+    _manager, optimizer = attach([options], module, sgd(module), distillation_teacher=teacher)
     loss = cross_entropy(module(INPUTS), TARGETS)
     total = optimizer.loss_update(loss)
     own, other = features(copy.deepcopy(module)), features(teacher)
@@ -134,7 +136,7 @@ def test_features_by_layer(normalize: bool) -> None:
 
 def test_layers_by_default_are_all_but_the_last() -> None:
     module = net()
-    manager, optimizer = attach([PerLayerDistillationModifier()], module, sgd(module))
+    _manager, optimizer = attach([PerLayerDistillationModifier()], module, sgd(module))
     (turn,) = optimizer.run.turns
     assert [student for student, _ in turn.part.pairs] == [f"features.{index}" for index in (0, 2, 4, 5)]
 
@@ -160,8 +162,7 @@ def test_wider_features_are_projected_and_learnt() -> None:
 def refused(modifier: Any, match: str, module: nn.Module | None = None, **modify: Any) -> RequestError:
     module = module or net()
     with pytest.raises(RequestError, match=match) as caught:
-        manager, optimizer = attach([modifier], module, sgd(module), **modify)
-        optimizer.loss_update(cross_entropy(module(INPUTS), TARGETS))
+        attach([modifier], module, sgd(module), **modify)[1].loss_update(cross_entropy(module(INPUTS), TARGETS))
     assert caught.value.fix
     return caught.value
 
@@ -212,7 +213,7 @@ class WithSpare(nn.Module):
 
 def test_a_forward_pass_that_was_not_seen() -> None:
     module = net()
-    manager, optimizer = attach([DistillationModifier()], module, sgd(module))
+    _manager, optimizer = attach([DistillationModifier()], module, sgd(module))
     with pytest.raises(RequestError, match="saw no outputs"):
         optimizer.loss_update(torch.zeros(()))
     with pytest.raises(RequestError, match="saw no inputs"):

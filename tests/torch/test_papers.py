@@ -150,7 +150,7 @@ def test_obs_with_blocks_of_one_is_the_diagonal() -> None:
         "data_loader_builder": lambda: ((inputs.double(), targets) for inputs, targets in data),
         "loss_function": nn.functional.cross_entropy,
     }
-    manager, optimizer = attach([options], module, torch.optim.SGD(module.parameters(), lr=0.0), grad_sampler=sampler)
+    _manager, optimizer = attach([options], module, torch.optim.SGD(module.parameters(), lr=0.0), grad_sampler=sampler)
     modes = [layer.training for layer in module.modules()]
     optimizer.emulated_step()
     assert [layer.training for layer in module.modules()] == modes

@@ -1,4 +1,4 @@
-"""Pruning in a training loop: masks exact at every epoch, zeros that stay zero under every optimizer, copies, selection."""
+"""Pruning in a training loop: masks exact at every epoch, zeros that stay zero, copies, accumulation, autocast."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def weights(module: nn.Module) -> dict[str, torch.Tensor]:
 def test_each_layer_has_the_sparsity_of_its_epoch(curve: str, mask_type: Any) -> None:
     module = net()
     options = MagnitudePruningModifier(**{**GRADUAL, "update_frequency": -1}, inter_func=curve, mask_type=mask_type)
-    manager, optimizer = attach([options], module, sgd(module))
+    _manager, optimizer = attach([options], module, sgd(module))
     block = {"unstructured": 0, "block4": 4}.get(str(mask_type), 4)
 
     def look(step: int) -> None:
@@ -54,7 +54,7 @@ def test_each_layer_has_the_sparsity_of_its_epoch(curve: str, mask_type: Any) ->
 def test_n_of_m_is_reached_gradually() -> None:
     module = net()
     options = GMPruningModifier(**{**GRADUAL, "final_sparsity": 0.5}, mask_type="2:4")
-    manager, optimizer = attach([options], module, sgd(module))
+    _manager, optimizer = attach([options], module, sgd(module))
     seen: list[float] = []
     train(module, optimizer, batches(12), lambda step: seen.append(sparsity(module.features[2].weight)))
     assert seen == sorted(seen)
@@ -65,7 +65,7 @@ def test_n_of_m_is_reached_gradually() -> None:
 
 def test_final_sparsity_by_params() -> None:
     module = net()
-    manager, optimizer = attach(EVERY["gm_mapping"], module, sgd(module))
+    _manager, optimizer = attach(EVERY["gm_mapping"], module, sgd(module))
     train(module, optimizer, batches(12))
     found = [sparsity(module.get_parameter(name)) for name in (*PRUNABLE, "head.weight")]
     assert found == pytest.approx([0.5, 0.75, 0.75], abs=0.01)
@@ -76,7 +76,7 @@ def test_global_pruning_counts_over_all_layers() -> None:
     with torch.no_grad():
         module.features[5].weight.mul_(10)
     options = GlobalMagnitudePruningModifier(**GRADUAL)
-    manager, optimizer = attach([options], module, sgd(module))
+    _manager, optimizer = attach([options], module, sgd(module))
     train(module, optimizer, batches(12))
     both = [module.get_parameter(name).detach().flatten() for name in PRUNABLE]
     assert int((torch.cat(both) == 0).sum()) == round(0.7 * sum(one.numel() for one in both))
@@ -131,7 +131,7 @@ def test_from_param_starts_where_the_weights_are() -> None:
         for name in PRUNABLE:
             module.get_parameter(name).view(-1)[::2] = 0
     options = MagnitudePruningModifier(**{**GRADUAL, "init_sparsity": "__FROM_PARAM__", "start_epoch": 0})
-    manager, optimizer = attach([options], module, sgd(module))
+    _manager, optimizer = attach([options], module, sgd(module))
     seen: list[float] = []
     train(module, optimizer, batches(12), lambda step: seen.append(sparsity(module.features[2].weight)))
     assert seen[0] == 0.5
@@ -144,7 +144,7 @@ def test_constant_pruning_keeps_zeros_of_all_layers_and_frees_biases() -> None:
         module.features[0].weight.view(-1)[::3] = 0
         module.head.weight.view(-1)[::2] = 0
     zeros = {name: value == 0 for name, value in weights(module).items()}
-    manager, optimizer = attach([ConstantPruningModifier(params=["__ALL_PRUNABLE__"])], module, sgd(module))
+    _manager, optimizer = attach([ConstantPruningModifier(params=["__ALL_PRUNABLE__"])], module, sgd(module))
     train(module, optimizer, batches(6))
     for name in ("features.0.weight", "head.weight"):
         assert torch.equal(module.get_parameter(name) == 0, zeros[name])
@@ -157,7 +157,7 @@ def test_gradual_pruning_beside_constant_pruning_keeps_both() -> None:
         module.features[2].weight.view(-1)[::2] = 0
     held = module.features[2].weight == 0
     modifiers = [ConstantPruningModifier(params="__ALL__"), GMPruningModifier(**GRADUAL)]
-    manager, optimizer = attach(modifiers, module, sgd(module))
+    _manager, optimizer = attach(modifiers, module, sgd(module))
 
     def look(step: int) -> None:
         assert torch.all(module.features[2].weight[held] == 0)
@@ -228,7 +228,7 @@ def test_an_average_of_the_weights_gets_the_zeros() -> None:
 
 def test_copies_and_pickles_of_the_module_are_free_of_the_run() -> None:
     module = net()
-    manager, optimizer = attach([GMPruningModifier(**GRADUAL)], module, sgd(module))
+    _manager, optimizer = attach([GMPruningModifier(**GRADUAL)], module, sgd(module))
     copied = copy.deepcopy(module)
     copied.train()(batches(1)[0][0])
     assert optimizer.run.loop.forward.outputs is None
@@ -270,7 +270,7 @@ def test_wrapped_modules_have_the_names_of_bare_ones() -> None:
 def test_movement_is_not_magnitude() -> None:
     first, second = net(), net()
     for module, kind in ((first, MovementPruningModifier), (second, MagnitudePruningModifier)):
-        manager, optimizer = attach([kind(**GRADUAL)], module, sgd(module))
+        _manager, optimizer = attach([kind(**GRADUAL)], module, sgd(module))
         train(module, optimizer, batches(12))
     assert not torch.equal(first.features[2].weight == 0, second.features[2].weight == 0)
 
@@ -284,7 +284,7 @@ def test_gradient_accumulation_is_a_larger_batch(clip: bool) -> None:
         for norm in module.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.eval()
-        manager, optimizer = attach([GMPruningModifier(**GRADUAL)], module, sgd(module))
+        _manager, optimizer = attach([GMPruningModifier(**GRADUAL)], module, sgd(module))
         for inputs, targets in batches(12):
             for part, wanted in zip(inputs.double().chunk(halves), targets.chunk(halves), strict=True):
                 (optimizer.loss_update(cross_entropy(module(part), wanted)) / halves).backward()
@@ -316,13 +316,13 @@ def test_autocast() -> None:
 def test_grad_scaler_in_both_forms() -> None:
     """scaler.step(wrapped optimizer) and wrap_optim=scaler unscale once, and go on where a step is skipped."""
     plain = net()
-    manager, optimizer = attach([*EVERY["movement"]], plain, sgd(plain))
+    _, optimizer = attach([*EVERY["movement"]], plain, sgd(plain))
     train(plain, optimizer, batches(12))
     for wrap in (False, True):
         module = net()
         inner = sgd(module)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-        manager, given = attach([*EVERY["movement"]], module, inner, wrap_optim=scaler if wrap else None)
+        _manager, given = attach([*EVERY["movement"]], module, inner, wrap_optim=scaler if wrap else None)
         stepper, stepped = (given, inner) if wrap else (scaler, given)
         for inputs, targets in batches(12):
             stepper.scale(given.loss_update(cross_entropy(module(inputs), targets))).backward()

@@ -95,7 +95,7 @@ def test_state_of_another_recipe_or_model_is_refused() -> None:
     ):
         manager.load_state_dict(saved)
     saved["masks"]["GMPruningModifier"] = {"gone": torch.ones(2, 2, dtype=torch.bool)}
-    with pytest.raises(RequestError, match="mask of 'gone' .*, here it does not exist"):
+    with pytest.raises(RequestError, match=r"mask of 'gone' .*, here it does not exist"):
         manager.load_state_dict(saved)
 
 

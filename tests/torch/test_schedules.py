@@ -85,7 +85,7 @@ def test_progress_of_spans_without_length() -> None:
 
 def rates(modifiers: list[Any], epochs: int = 4, steps: int = 5) -> list[float]:
     module = net()
-    manager, optimizer = attach(modifiers, module, sgd(module), steps_per_epoch=steps)
+    _manager, optimizer = attach(modifiers, module, sgd(module), steps_per_epoch=steps)
     seen: list[float] = []
     train(module, optimizer, batches(epochs * steps), lambda step: seen.append(optimizer.param_groups[0]["lr"]))
     return seen
@@ -172,7 +172,7 @@ def test_parameter_groups() -> None:
     optimizer = torch.optim.SGD(
         [{"params": module.features.parameters()}, {"params": module.head.parameters()}], lr=0.5, weight_decay=0.1
     )
-    manager, wrapped = attach(
+    _manager, wrapped = attach(
         [
             SetLearningRateModifier(learning_rate=0.2, param_groups=[1]),
             LearningRateFunctionModifier(
@@ -197,7 +197,7 @@ def test_trainable_params_freeze_and_come_back() -> None:
     module = net()
     options = TrainableParamsModifier(params=["re:features.0"], trainable=False, start_epoch=0, end_epoch=2)
     first = module.features[0].weight.detach().clone()
-    manager, optimizer = attach([options], module, sgd(module))
+    _manager, optimizer = attach([options], module, sgd(module))
     assert not module.features[0].weight.requires_grad  # before the first forward pass
     assert module.head.weight.requires_grad
     train(module, optimizer, batches(8))
@@ -209,7 +209,7 @@ def test_trainable_params_freeze_and_come_back() -> None:
 
 def test_trainable_params_in_the_middle_of_an_epoch_drop_gradients() -> None:
     module = net()
-    manager, optimizer = attach(
+    _manager, optimizer = attach(
         [TrainableParamsModifier(params="__ALL__", trainable=False, start_epoch=0.5)], module, sgd(module)
     )
     train(module, optimizer, batches(2))
