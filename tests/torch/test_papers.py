@@ -218,7 +218,7 @@ def test_rigl_moves_by_its_cosine() -> None:
 def test_new_weights_take_a_gentle_first_step_with_adam() -> None:
     """After many steps, a second moment of zero would make the first update three times the learning rate."""
     weight = nn.Parameter(torch.zeros(4))
-    optimizer = torch.optim.Adam([weight], lr=0.1, amsgrad=True, eps=0.0)
+    optimizer = torch.optim.Adam([weight], lr=0.1, amsgrad=True, eps=1e-12)
     for _ in range(50):
         weight.grad = torch.tensor([1.0, 2.0, 0.0, 0.0])
         optimizer.step()

@@ -166,8 +166,8 @@ RECIPES: dict[str, tuple[str, str, str]] = {  # name: (model, suffix, text)
           - !EpochRangeModifier
             end_epoch: eval(num_epochs)
             start_epoch: 0.0
-          - !LearningRateModifier {init_lr: 0.01, lr_class: StepLR, lr_kwargs: {gamma: 0.5, step_size: 1}, start_epoch: 0,
-              end_epoch: 2}
+          - !LearningRateModifier {init_lr: 0.01, lr_class: StepLR, lr_kwargs: {gamma: 0.5, step_size: 1},
+              start_epoch: 0, end_epoch: 2}
           - !SetLearningRateModifier {start_epoch: eval(num_epochs - quantization_epochs), learning_rate: 5e-5}
         pruning_modifiers:
           - !GMPruningModifier
@@ -260,8 +260,8 @@ RECIPES: dict[str, tuple[str, str, str]] = {  # name: (model, suffix, text)
         pruning_start_epoch: 0.5
         training_modifiers:
           - !EpochRangeModifier {start_epoch: 0.0, end_epoch: eval(num_epochs)}
-          - !LearningRateFunctionModifier {start_epoch: 0, end_epoch: eval(warmup_epochs), lr_func: linear, init_lr: 1e-7,
-              final_lr: eval(init_lr)}
+          - !LearningRateFunctionModifier {start_epoch: 0, end_epoch: eval(warmup_epochs), lr_func: linear,
+              init_lr: 1e-7, final_lr: eval(init_lr)}
           - !LearningRateFunctionModifier {start_epoch: eval(warmup_epochs), end_epoch: 3, lr_func: cosine,
               init_lr: eval(init_lr), final_lr: eval(init_lr * 0.1)}
           - !SetLearningRateModifier {start_epoch: 3, learning_rate: eval(init_lr / 100)}
@@ -280,7 +280,8 @@ RECIPES: dict[str, tuple[str, str, str]] = {  # name: (model, suffix, text)
     "beans-dense": ("resnet", ".yaml", """
         training_modifiers:
           - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 2}
-          - !LearningRateFunctionModifier {start_epoch: 0.0, end_epoch: 2, lr_func: cosine, init_lr: 0.01, final_lr: 1e-6}
+          - !LearningRateFunctionModifier {start_epoch: 0.0, end_epoch: 2, lr_func: cosine, init_lr: 0.01,
+              final_lr: 1e-6}
         """),
     "doc2query-90sparse": ("bert", ".yaml", "modifiers:\n  - !EpochRangeModifier {start_epoch: 0, end_epoch: 3}\n"
         + "".join(f"""  - !GMPruningModifier
@@ -408,8 +409,8 @@ RECIPES: dict[str, tuple[str, str, str]] = {  # name: (model, suffix, text)
           - !LearningRateFunctionModifier {start_epoch: 1, end_epoch: 3, lr_func: linear, init_lr: 0.01, final_lr: 0}
           - !SetWeightDecayModifier {start_epoch: 2, weight_decay: 0.0}
         pruning_modifiers:
-          - !MagnitudePruningModifier {params: __ALL_PRUNABLE__, init_sparsity: 0.05, final_sparsity: 0.6, start_epoch: 0,
-              end_epoch: 2, update_frequency: 0.5}
+          - !MagnitudePruningModifier {params: __ALL_PRUNABLE__, init_sparsity: 0.05, final_sparsity: 0.6,
+              start_epoch: 0, end_epoch: 2, update_frequency: 0.5}
         ---
         """),
     "mapping_of_sparsities": ("resnet", ".yaml", """

@@ -16,7 +16,9 @@ from sparsify_torch.loop import Forward, Loop, Part
 from sparsify_torch.options import FROZEN, Epoch, Frequency, Names, Share
 
 NAME = "DistillationModifier"
-FORWARD_FIX = "call optimizer.loss_update(loss, outputs=…, inputs=…), or let the module given to modify run forward"
+FORWARD_FIX = (
+    "call optimizer.loss_update(loss, outputs=…, inputs=…), or let the (compiled) module that modify was given run"
+)
 
 
 class DistillationModifier(BaseModel):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsify_torch.interpolation import Curve, interpolate, progress
 from sparsify_torch.loop import Carry, Loop, Part
-from sparsify_torch.options import FROZEN, AlwaysTrue, Ending, Epoch, Frequency, MaskType, Names, Share, Shares
+from sparsify_torch.options import FROZEN, AlwaysTrue, Ending, Epoch, First, Frequency, MaskType, Names, Shares
 from sparsify_torch.pruned_groups import Group, check_final, check_init, follow_weights, prune, resolve_groups
 from sparsify_torch.structures import parse_mask_type
 from sparsify_torch.weights import Weight, check_finite
@@ -28,7 +28,7 @@ class Gradual(BaseModel):
 
     model_config = FROZEN
 
-    init_sparsity: Share | Literal["__FROM_PARAM__"]
+    init_sparsity: First
     final_sparsity: Shares
     start_epoch: Epoch
     end_epoch: Ending

@@ -22,7 +22,9 @@ where −1), and `end` after a last `update` when epoch ≥ end_epoch ≥ 0. Par
 When: before the optimizer's step, while gradients are at hand. A part with `between_steps = True` acts after the step
 instead, and when it is attached: those that change what the next forward pass computes, such as modules, observers,
 which parameters train. One that replaces parameters calls `loop.swap(old, new, carry)` for each: the optimizer's
-groups and state follow, and so do the masks and the state of all other parts.
+groups and state follow, and so do the masks and the state of all other parts. New parameters go into the optimizer by
+`add_param_group`. Options whose modifier changes the structure also have `apply_structure(module, epoch)`, which does
+it to a fresh module before a checkpoint is loaded; `attach` then finds a module that is changed already.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -154,14 +157,18 @@ class TrainingModifier(Protocol):
 
 
 class Watch:
-    """Call a function from a forward hook; copies and pickles of the module, such as an EMA's, hold a silent one."""
+    """Call a function from a forward hook; copies and pickles of the module, such as an EMA's, hold a silent one.
+
+    A hook that torch.compile traces is silent too: give `modify` the compiled module, whose own hooks are not traced.
+    """
 
     def __init__(self, report: Callable[..., None]) -> None:
         self.report = report
 
     def __call__(self, *seen: Any) -> None:
         """Report what the hook is given."""
-        self.report(*seen)
+        if not torch.compiler.is_compiling():
+            self.report(*seen)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Watch, (silent,)

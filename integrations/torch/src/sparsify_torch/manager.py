@@ -122,13 +122,20 @@ class ScheduledModifierManager:
         loop = Loop(bare(module), optimizer, steps_per_epoch, distillation_teacher, grad_sampler, epoch=epoch)
         loop.log = log_to(loggers, steps_per_epoch)
         turns = self._attach(loop)
-        self._run = Run(loop, turns, bare(module))
+        self._run = Run(loop, turns, module)
         if self._pending is not None:
             self._run.load_state_dict(self._pending)
             self._pending = None
         self._run.update(between_steps=True)
         stepping = RecipeOptimizer(optimizer, self._run)
         return stepping if wrap_optim is None else RecipeScaler(wrap_optim, stepping)
+
+    def apply_structure(self, module: nn.Module, epoch: float = math.inf) -> None:
+        """Give a fresh module the structure that it has at an epoch, so that a checkpoint from then can be loaded."""
+        for options in self.modifiers:
+            restructure = getattr(options, "apply_structure", None)
+            if restructure is not None and options.start_epoch <= epoch:
+                restructure(bare(module), epoch)
 
     def update(self) -> None:
         """Let the modifiers act that are due before the step at hand; the wrapped `step` does it by itself."""

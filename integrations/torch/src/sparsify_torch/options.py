@@ -6,7 +6,7 @@ Options are frozen pydantic models; numbers written as text ("1e-7", as YAML 1.1
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
@@ -38,6 +38,18 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str | int | float) else value
 
 
+def _lists(value: Any) -> Any:
+    """Read single names in a mapping of sparsities as tuples of them."""
+    return {key: _as_tuple(names) for key, names in value.items()} if isinstance(value, Mapping) else value
+
+
+def _share(value: Any) -> Any:
+    for one in value if isinstance(value, Mapping) else [value]:
+        if not isinstance(one, str) and not 0 <= one <= 1:
+            raise ValueError(f"{one:g} is no sparsity; give a share of the weights, 0 to 1")
+    return value
+
+
 def _mask_type(value: str | tuple[int, int]) -> str | tuple[int, int]:
     parse_mask_type(value)
     return value
@@ -56,6 +68,7 @@ EveryStep = Annotated[float, AfterValidator(_every_step)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Groups = Annotated[tuple[int, ...] | None, BeforeValidator(_as_tuple)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Shares = Share | Mapping[Share, Names]
+First = Annotated[float | Literal["__FROM_PARAM__"], AfterValidator(_share)]
+Shares = Annotated[float | Mapping[float, tuple[str, ...]], BeforeValidator(_lists), AfterValidator(_share)]
 MaskType = Annotated[str | tuple[int, int], AfterValidator(_mask_type)]
 AlwaysTrue = Annotated[bool, AfterValidator(_enabled)]
