@@ -37,8 +37,7 @@ def resolve_modifiers(recipe: Recipe, plugins: Plugins, kind: str) -> list[tuple
         phase = step.phase or _phase(step.name, plugins, kind)
         if not _offers(plugins, step.name, phase) or (kind == "one-shot" and phase == "training"):
             raise _not_offered(step, phase, plugins, kind)
-        options = _validate(step, plugins.find("modifiers", step.name, phase))
-        resolved.append((replace(step, phase=phase), options))
+        resolved.append((replace(step, phase=phase), _validate(step, plugins.find("modifiers", step.name, phase))))
     return resolved
 
 
@@ -64,7 +63,8 @@ def _not_offered(step: Step, phase: str, plugins: Plugins, kind: str) -> Sparsif
     offered = [offer.entry for offer in plugins.offers("modifiers")]
     where = f"modifier '{step.name}' ({step.group})"
     if known is None and not elsewhere:
-        return RequestError(f"there is no {where}", fix=_nearest(step.name, known_names() | {x.name for x in offered}))
+        names = sorted(known_names() | {entry.name for entry in offered})
+        return RequestError(f"there is no {where}", fix=_nearest(step.name, names))
     if kind == "one-shot" and (phase == "training" or elsewhere or (known and known.phase == "training")):
         fix = "remove it, or `pip install sparsify-torch` and use `sparsify run training-aware`"
         return RequestError(f"{where} works during training, and one-shot does not train", fix=fix)
@@ -78,7 +78,7 @@ def _not_offered(step: Step, phase: str, plugins: Plugins, kind: str) -> Sparsif
 
 
 def _nearest(name: str, names: Collection[str]) -> str:
-    return nearest(name, names, f"remove it, or use one of: {', '.join(sorted(names)) or 'none'}")
+    return nearest(name, names, f"remove it, or use one of: {', '.join(names) or 'none'}")
 
 
 def _validate(step: Step, offer: Offer) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from sparsify_torch.loop import Forward, Loop, Part
-from sparsify_torch.options import FROZEN, Epoch, Frequency, Names, Share
+from sparsify_torch.options import FROZEN, Epoch, Frequency, Share, SomeNames
 
 NAME = "DistillationModifier"
 FORWARD_FIX = (
@@ -33,8 +33,8 @@ class DistillationModifier(BaseModel):
 
     start_epoch: Epoch = -1
     end_epoch: Epoch = -1
-    distill_output_keys: Names | None = None
-    teacher_input_keys: Names | None = None
+    distill_output_keys: SomeNames = None
+    teacher_input_keys: SomeNames = None
     update_frequency: Frequency = -1
     hardness: Share = 0.5
     temperature: float = Field(2.0, gt=0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsify_torch.distillation import Teacher
 from sparsify_torch.loop import Forward, Loop, Part, Watch
-from sparsify_torch.options import FROZEN, Epoch, Frequency, Names
+from sparsify_torch.options import FROZEN, Epoch, Frequency, SomeNames
 from sparsify_torch.prunable import end_layers, weighted_layers
 from sparsify_torch.weights import matching, no_match
 
@@ -33,8 +33,8 @@ class PerLayerDistillationModifier(BaseModel):
     end_epoch: Epoch = -1
     update_frequency: Frequency = -1
     normalize: bool = True
-    student_layer_names: Names | None = None
-    teacher_layer_names: Names | None = None
+    student_layer_names: SomeNames = None
+    teacher_layer_names: SomeNames = None
     project_features: bool = True
     epsilon: float = Field(1e-6, ge=0)
 
