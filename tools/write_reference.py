@@ -253,6 +253,18 @@ def sources() -> list[Path]:
 
 # ------------------------------------------------------------------------------------------------------------- recipes
 
+PHASES: Mapping[str, tuple[str, str]] = {
+    "post-training": (
+        "Applied to a trained model",
+        "These run in `sparsify run one-shot`. In a file a modifier is a tag, such as `- !QuantizationModifier {}`.\n",
+    ),
+    "training": (
+        "Attached to a training loop",
+        "These run in [your own PyTorch loop](../how-to/train-with-recipes.md). Epochs may be fractions; -1 is the "
+        "beginning for `start_epoch`, never for `end_epoch`, every step for `update_frequency`.\n",
+    ),
+}
+
 
 def recipes_page(plugins: Plugins) -> str:
     """Write the modifiers that can run here with their fields, and those that recipes may hold."""
@@ -261,20 +273,17 @@ def recipes_page(plugins: Plugins) -> str:
         "# Modifiers in recipes\n",
         "How to read, write and run recipes: [recipes](../how-to/recipes.md). `sparsify recipe check FILE` says in "
         "words what each step of a recipe does, and which cannot run here.\n",
-        "## Installed\n",
-        "These run in `sparsify run one-shot`. In a file a modifier is a tag, such as `- !QuantizationModifier {}`.\n",
     ]
-    for offer in plugins.offers("modifiers"):
-        target = plugins.load("modifiers", offer.entry.name, offer.entry.phase)
-        parts += [
-            f"### {offer.entry.name}\n",
-            f"{offer.entry.summary} ({offer.entry.phase}, {offer.plugin.distribution})\n",
-        ]
-        parts += [documentation(target), table(("field", "type", "default", "meaning"), options(target))]
+    for phase, (heading, said) in PHASES.items():
+        parts += [f"## {heading}\n", said]
+        for offer in plugins.offers("modifiers"):
+            if offer.entry.phase == phase:
+                target = plugins.load("modifiers", offer.entry.name, phase)
+                parts += [f"### {offer.entry.name}\n", f"{offer.entry.summary} ({offer.plugin.distribution})\n"]
+                parts += [documentation(target), table(("field", "type", "default", "meaning"), options(target))]
     parts += [
         "## Known\n",
-        "Recipes of SparseML hold these. They are read, checked and explained; those that train need a training kind "
-        "of experiment, which this version does not have.\n",
+        "Recipes of SparseML hold these. All are read, checked and explained; those that stand above run.\n",
     ]
     return "\n".join([*parts, *known()])
 

@@ -25,6 +25,7 @@ from sparsify.levels import parse_memory as parse_memory
 from sparsify.levels import target_sparsity as target_sparsity
 from sparsify.metrics import class_ids as class_ids
 from sparsify.metrics import class_scores as class_scores
+from sparsify.modifiers import resolve_modifiers as resolve_modifiers
 from sparsify.outcome import environment as environment
 from sparsify.pipeline import BATCH as BATCH
 from sparsify.pipeline import Result as Result
@@ -39,6 +40,8 @@ from sparsify.plugins import missing as missing
 from sparsify.plugins import singular as singular
 from sparsify.recipe import Recipe as Recipe
 from sparsify.recipe import Step as Step
+from sparsify.recipe import dump_recipe as dump_recipe
+from sparsify.recipe import load_recipe as load_recipe
 from sparsify.report_figures import speed_words as speed_words
 from sparsify.report_pages import figures as figures
 from sparsify.resolve import existing as existing

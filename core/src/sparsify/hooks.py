@@ -56,7 +56,10 @@ class Hooks:
 
     @hookspec
     def modifiers(self) -> Iterable[Entry]:  # type: ignore[empty-body]
-        """Offer modifiers; the target is a frozen pydantic model of its options with `apply(model, context)`."""
+        """Offer modifiers; the target is a frozen pydantic model of its options with `apply(model, context)`.
+
+        In the phase `training` it has `attach(loop)` instead: `sparsify_torch.Loop` and `sparsify_torch.Part` say how.
+        """
 
     @hookspec
     def trainers(self) -> Iterable[Entry]:  # type: ignore[empty-body]

@@ -37,8 +37,7 @@ def resolve_modifiers(recipe: Recipe, plugins: Plugins, kind: str) -> list[tuple
         phase = step.phase or _phase(step.name, plugins, kind)
         if not _offers(plugins, step.name, phase) or (kind == "one-shot" and phase == "training"):
             raise _not_offered(step, phase, plugins, kind)
-        options = _validate(step, plugins.find("modifiers", step.name, phase))
-        resolved.append((replace(step, phase=phase), options))
+        resolved.append((replace(step, phase=phase), _validate(step, plugins.find("modifiers", step.name, phase))))
     return resolved
 
 
@@ -73,7 +72,7 @@ def _not_offered(step: Step, phase: str, plugins: Plugins, kind: str) -> Sparsif
     fix = f"remove it, or use one of: {', '.join(names) or 'none is installed'}"
     if elsewhere:
         fix = "put it into a stage with `run_type: train`, or remove it"
-    elif phase == "training":
+    elif phase == "training" and not names:
         fix = "pip install sparsify-torch, or remove the modifier from the recipe"
     return RequestError(f"no installed plugin offers the {phase} {where}", fix=fix)
 
@@ -96,7 +95,7 @@ def _validate(step: Step, offer: Offer) -> Any:
 
 
 def _wrong_option(step: Step, fields: Collection[str], first: Mapping[str, Any]) -> RequestError:
-    name, where = ".".join(str(part) for part in first["loc"]), f"modifier '{step.name}' ({step.group})"
+    name, where = ".".join(map(str, first["loc"])), f"modifier '{step.name}' ({step.group})"
     if first["type"] == "extra_forbidden":
         return _unknown_field(step, name, fields, first["input"])
     if first["type"] == "missing":

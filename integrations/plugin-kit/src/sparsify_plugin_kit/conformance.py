@@ -204,6 +204,6 @@ def _modifier(target: Any, phase: str) -> Iterator[str]:
         return
     if not target.model_config.get("frozen") or target.model_config.get("extra") != "forbid":
         yield "is not frozen or takes unknown options; set model_config = ConfigDict(frozen=True, extra='forbid')"
-    if phase == "post-training":
-        applied = _takes(getattr(target, "apply", None), "self model context")
-        yield from (f"has a function apply that {problem}" for problem in applied)
+    name, arguments = ("apply", "self model context") if phase == "post-training" else ("attach", "self loop")
+    found = _takes(getattr(target, name, None), arguments)
+    yield from (f"has a function {name} that {problem}" for problem in found)

@@ -1,0 +1,11 @@
+from sparsify_torch.creating import create as create
+from sparsify_torch.loop import Forward as Forward
+from sparsify_torch.loop import Loop as Loop
+from sparsify_torch.loop import Part as Part
+from sparsify_torch.loop import TrainingModifier as TrainingModifier
+from sparsify_torch.manager import ScheduledModifierManager as ScheduledModifierManager
+from sparsify_torch.stepping import RecipeOptimizer as RecipeOptimizer
+from sparsify_torch.stepping import RecipeScaler as RecipeScaler
+from sparsify_torch.weights import Weight as Weight
+from sparsify_torch.weights import select_parameters as select_parameters
+from sparsify_torch.weights import select_weights as select_weights
