@@ -139,7 +139,7 @@ CONTRACTS = {
         ["is not frozen or takes unknown options; set model_config = ConfigDict(frozen=True, extra='forbid')",
          "has a function apply that takes (self, model), expected (self, model, context)"],
     ),
-    "trainer": ("trainers", "", "def IT(model, *rest): ...", []),
+    "trainer": ("trainers", "", "def IT(model, *rest): ...", ["is function, expected sparsify.Trainer"]),
     "exporter": (
         "exporters", ", accepts=('torch',)", "def IT(): ...",
         ["has an entry without 'returns'", "takes (), expected (model)"],

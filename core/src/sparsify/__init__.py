@@ -12,7 +12,7 @@ _PUBLIC = {
     "api": "one_shot sparse_transfer training_aware",
     "cli.run": "show_result",
     "contracts": "Checkpoint Context Data DataRequest DatasetLoader Description Layer Metric Model ModelFormat "
-    "NoCheckpoint RecipeGenerator Score Session TensorSpec UseCase fixed_batch",
+    "NoCheckpoint RecipeGenerator Score Session TensorSpec Trainer Training UseCase fixed_batch",
     "data": "Batch Dataset Sample",
     "deployment": "Deployment read_deployment",
     "errors": "ExitCode MissingLibraryError PluginError RequestError SparsifyError StageError Stopped UnreadableSample",

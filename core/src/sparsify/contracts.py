@@ -236,6 +236,35 @@ class RecipeGenerator:
     foresee: Callable[[Search, Recipe], None] | None = None
 
 
+@dataclass(frozen=True)
+class Training:
+    """Give a trainer what it works with.
+
+    data: as it was loaded for the dense model, with labels and preprocessing. folder: of checkpoints and logs, which
+    stay; resume: go on from what lies there. note: puts one line into the log and the report.
+    """
+
+    experiment: Experiment
+    data: Data
+    folder: Path
+    resume: bool = False
+    progress: Progress = field(default=lambda label, total: nullcontext(lambda: None))
+    note: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Train one use case's models; its entry has the use case's name.
+
+    load(experiment) makes the module that --model names, with --weights, as a Model whose exporter gives ONNX; raises
+    RequestError. train(model, modifiers, training) runs a loop with these options objects attached, in order, and
+    returns the trained model.
+    """
+
+    load: Callable[[Experiment], Model]
+    train: Callable[[Model, Sequence[Any], Training], Model]
+
+
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 

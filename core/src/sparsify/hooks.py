@@ -63,7 +63,7 @@ class Hooks:
 
     @hookspec
     def trainers(self) -> Iterable[Entry]:  # type: ignore[empty-body]
-        """Offer trainers; the target is `train(model, modifiers, data, context) -> Model`."""
+        """Offer trainers, named after the use case; the target is a `sparsify.Trainer`."""
 
     @hookspec
     def exporters(self) -> Iterable[Entry]:  # type: ignore[empty-body]

@@ -23,6 +23,7 @@ from sparsify import (
     Plugins,
     RecipeGenerator,
     RequestError,
+    Trainer,
     UseCase,
     load_plugins,
     load_target,
@@ -32,12 +33,7 @@ from sparsify import (
 from sparsify_plugin_kit.layout import check_package_init, check_plugin_module
 
 # what a target has to be: a function of these arguments, or a record of such functions
-FUNCTIONS: Mapping[str, str] = {
-    "trainers": "model modifiers data context",
-    "exporters": "model",
-    "runtimes": "path threads",
-    "installers": "say",
-}
+FUNCTIONS: Mapping[str, str] = {"exporters": "model", "runtimes": "path threads", "installers": "say"}
 RECORDS: Mapping[str, tuple[type[Any], Mapping[str, str]]] = {
     "use_cases": (UseCase, {"check": "data description", "readme": "data description", "picture": "data key",
                             "prepare": "raw deployment", "interpret": "outputs deployment"}),
@@ -51,6 +47,7 @@ RECORDS: Mapping[str, tuple[type[Any], Mapping[str, str]]] = {
         RecipeGenerator,
         {"write": "experiment description", "rescue": "search recipe", "foresee": "search recipe"},
     ),
+    "trainers": (Trainer, {"load": "experiment", "train": "model modifiers training"}),
     "evaluators": (Metric, {"observe": "outputs targets", "reduce": "records"}),
 }  # fmt: skip
 # what an entry has to say besides its name, target and summary
