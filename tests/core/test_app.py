@@ -61,13 +61,34 @@ def test_a_mistyped_command_line_is_two_lines_and_exit_2(arguments: tuple[str, .
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("kind", ["training-aware", "sparse-transfer"])
-def test_kinds_that_do_not_exist_yet_say_so(kind: str) -> None:
-    done = sparsify("run", kind, "--use-case", "ic", "--model", "m.onnx", "--data", "d")
+def test_the_kind_that_does_not_exist_yet_says_so() -> None:
+    done = sparsify("run", "sparse-transfer", "--use-case", "ic", "--model", "m.onnx", "--data", "d")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f"error: {kind} does not exist yet in this version",
+        "error: sparse-transfer does not exist yet in this version",
         "fix: use `sparsify run one-shot`",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "value", "other"),
+    [
+        ("one-shot", "--teacher", "disable", "training-aware"),
+        ("one-shot", "--weights", "w.pth", "training-aware"),
+        ("one-shot", "--train-kwargs", "{}", "training-aware"),
+        ("one-shot", "--train-samples", "9", "training-aware"),
+        ("training-aware", "--allocation", "macs", "one-shot"),
+        ("training-aware", "--time-budget", "1h", "one-shot"),
+        ("training-aware", "--target-speedup", "2", "one-shot"),
+        ("training-aware", "--calibration-samples", "9", "one-shot"),
+    ],
+)
+def test_an_option_without_effect_is_an_error(kind: str, option: str, value: str, other: str) -> None:
+    done = sparsify("run", kind, "--use-case", "ic", "--model", "m.onnx", "--data", "d", option, value)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: {option} has no effect in {kind}",
+        f"fix: leave {option} out, or use `sparsify run {other}`",
     ]
 
 

@@ -14,7 +14,7 @@ def one_shot(*, quiet: bool = False, resume: bool = False, **options: Any) -> Re
 
 
 def training_aware(*, quiet: bool = False, resume: bool = False, **options: Any) -> Result:
-    """Prune and quantize while training; raises RequestError until it exists."""
+    """Prune and quantize while training; options are those of `sparsify run training-aware`. Raises SparsifyError."""
     return _run("training-aware", quiet, resume, options)
 
 

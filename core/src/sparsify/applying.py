@@ -6,9 +6,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
+from typing import Any
 
-from sparsify.contracts import Context, Model
+from sparsify.contracts import Context, Model, Training
 from sparsify.data import spool
+from sparsify.errors import RequestError
 from sparsify.formats import convert
 from sparsify.modifiers import resolve_modifiers
 from sparsify.recipe import Recipe, Step
@@ -37,7 +40,7 @@ def digest(steps: Sequence[Step]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def apply(plan: Plan, model: Model, recipe: Recipe, context: Context, talk: Talk, known: dict[str, Model]) -> Model:
+def apply(plan: Plan, loaded: Loaded, recipe: Recipe, context: Context, talk: Talk, known: dict[str, Model]) -> Model:
     """Apply every step; finished layers survive a kill in the run folder, under the digest of the steps so far.
 
     known: models by digest, from which a recipe that begins alike goes on. Only the one before the last step is left
@@ -45,15 +48,26 @@ def apply(plan: Plan, model: Model, recipe: Recipe, context: Context, talk: Talk
     """
     steps, marks = resolve_modifiers(recipe, plan.plugins, plan.experiment.kind), [""]
     marks += [digest(recipe.steps[: index + 1]) for index in range(len(steps))]
+    trained = sum(1 for _ in takewhile(lambda pair: pair[0].phase == "training", steps))
     begin = max((place for place, mark in enumerate(marks[:-1]) if mark in known), default=0)
-    model = known.get(marks[begin], model)
+    model = known.get(marks[begin], loaded.model)
+    if begin < trained:
+        model, begin = train(plan, loaded, [modifier for _, modifier in steps[:trained]], talk), trained
     for index in range(begin, len(steps)):
         step, modifier = steps[index]
         if index == len(steps) - 1:
             known.clear()
             known[marks[index]] = model
         talk.say(f"{step.name} ({index + 1} of {len(steps)})")
-        model = convert(model, plan.plugins.find("modifiers", step.name, "post-training").entry.accepts, plan.plugins)
+        model = convert(model, plan.plugins.find("modifiers", step.name, step.phase).entry.accepts, plan.plugins)
         place = plan.folder.checkpoint(f"{index}-{step.name}-{marks[index + 1]}")
         model = modifier.apply(model, replace(context, checkpoint=place))
     return model
+
+
+def train(plan: Plan, loaded: Loaded, modifiers: Sequence[Any], talk: Talk) -> Model:
+    """Run the use case's trainer with a recipe's training modifiers, and export what it leaves."""
+    if plan.trainer is None or loaded.source is None:  # one-shot has refused such recipes
+        raise RequestError("there is no trainer for these modifiers", fix="use `sparsify run training-aware`")
+    training = Training(plan.experiment, loaded.data, plan.folder.training, plan.resume, talk.progress, talk.note)
+    return convert(plan.trainer.train(loaded.source, modifiers, training), ("onnx",), plan.plugins)

@@ -77,7 +77,7 @@ def fit(path: Path, runtime: str, plugins: Plugins, folder: Path) -> Path:
     offer, entry = find_format(path, plugins), find_runtime(runtime, plugins).entry
     if not entry.accepts or offer.entry.name in entry.accepts:
         return path
-    written, form = folder / f"{entry.name}-{path.name}", cast(ModelFormat, load_target(offer))
+    written, form = folder / f"{entry.name}-{path.stem}.onnx", cast(ModelFormat, load_target(offer))
     if not written.exists() or written.stat().st_mtime_ns <= path.stat().st_mtime_ns:
         folder.mkdir(parents=True, exist_ok=True)
         form.save(convert((form.read or form.load)(path), entry.accepts, plugins), written)

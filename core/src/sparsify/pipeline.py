@@ -120,6 +120,10 @@ def record(plan: Plan, **found: Any) -> None:
 def load(plan: Plan, talk: Talk) -> Loaded:
     """Read the model, find the data, check that they fit, and draw the splits."""
     asked = plan.experiment
+    source = plan.trainer.load(asked) if plan.trainer else None
+    if source is not None and not plan.model_path.exists():
+        plan.model_path.parent.mkdir(parents=True, exist_ok=True)
+        plan.model_format.save(convert(source, ("onnx",), plan.plugins), plan.model_path)
     model = plan.model_format.load(plan.model_path)
     description = plan.model_format.describe(model)
     request = DataRequest(
@@ -134,7 +138,7 @@ def load(plan: Plan, talk: Talk) -> Loaded:
     plan.use_case.check(data, description)
     held_out = _held_out(plan, request, data)
     splits = draw_splits(data, held_out, calibration=asked.calibration_samples, test=asked.val_samples, seed=asked.seed)
-    for line in (*model.facts.get("notes", ()), *data.notes):
+    for line in (*(source.facts.get("notes", ()) if source else ()), *model.facts.get("notes", ()), *data.notes):
         talk.note(line)
     if not splits.verified:
         talk.note(f"only {len(splits.test)} samples to test on: the result stays unverified")
@@ -144,7 +148,7 @@ def load(plan: Plan, talk: Talk) -> Loaded:
     memory, most = plan.model_format.fit(model, parse_memory(asked.max_memory)) if asked.max_memory else (0, BATCH)
     size = batch or min(most, BATCH)
     before = Outputs(room=memory // 8 or OUTPUT_BYTES)
-    return Loaded(model, description, data, splits, metrics, size, batch is not None, memory, before)
+    return Loaded(model, description, data, splits, metrics, size, batch is not None, memory, source, before)
 
 
 def _held_out(plan: Plan, request: DataRequest, data: Data) -> Data | None:

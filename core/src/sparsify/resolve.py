@@ -8,7 +8,7 @@ from importlib.metadata import distributions, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsify.contracts import Data, DatasetLoader, Description, Metric, Model, ModelFormat, UseCase
+from sparsify.contracts import Data, DatasetLoader, Description, Metric, Model, ModelFormat, Trainer, UseCase
 from sparsify.errors import RequestError
 from sparsify.formats import find_format, find_runtime
 from sparsify.plugins import Plugins, load_target
@@ -20,6 +20,11 @@ from sparsify.use_cases import UseCaseChoice, resolve_use_case
 
 if TYPE_CHECKING:
     from sparsify.experiment import Experiment
+
+IDLE = {  # options that have no effect
+    "one-shot": ("weights", "teacher", "train_kwargs", "train_samples"),
+    "training-aware": ("allocation", "calibration_samples", "time_budget", "target_speedup"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Plan:
     class_list: Path | None
     metrics: tuple[Metric, ...]
     recipe: Recipe | None
+    trainer: Trainer | None = None
 
     def summary(self) -> dict[str, Any]:
         """Show the resolved request, as experiment.yaml records it."""
@@ -56,7 +62,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Hold the model and the data of a run; `before` keeps what the model as it came gives."""
+    """Hold the model and the data of a run; source: what is trained, of which `model` is the dense export.
+
+    before: keeps what the model as it came gives.
+    """
 
     model: Model
     description: Description
@@ -66,6 +75,7 @@ class Loaded:
     batch_size: int
     fixed_batch: bool
     memory: int
+    source: Model | None = None
     before: Outputs = field(default_factory=Outputs)
 
 
@@ -78,11 +88,12 @@ def libraries(plugins: Plugins) -> dict[str, str]:
 
 def resolve(experiment: Experiment, plugins: Plugins, *, resume: bool = False) -> Plan:
     """Turn a request into a plan; raises RequestError or MissingLibraryError, and writes nothing."""
-    if experiment.kind != "one-shot":
-        raise RequestError(f"{experiment.kind} does not exist yet in this version", fix="use `sparsify run one-shot`")
+    if experiment.kind == "sparse-transfer":
+        raise RequestError("sparse-transfer does not exist yet in this version", fix="use `sparsify run one-shot`")
+    refuse_idle_options(experiment)
     choice = resolve_use_case(experiment.use_case, plugins, experiment.kind)
     use_case: UseCase = load_target(choice.offer)
-    model_path = existing(experiment.model, "--model")
+    given = existing(experiment.model, "--model") if experiment.kind == "one-shot" else None
     data_path = existing(experiment.data, "--data")
     loader_name, loader = find_loader(choice, data_path, plugins)
     eval_path = existing(experiment.eval_data, "--eval-data") if experiment.eval_data else None
@@ -90,6 +101,7 @@ def resolve(experiment: Experiment, plugins: Plugins, *, resume: bool = False) -
     for runtime in experiment.runtime:
         find_runtime(runtime, plugins)
     folder = plan_folder(experiment, choice.name, resume=resume)
+    model_path = given or folder.training / "dense.onnx"
     if resume:
         check_resumable(folder, request_of(experiment))
     return Plan(
@@ -109,14 +121,24 @@ def resolve(experiment: Experiment, plugins: Plugins, *, resume: bool = False) -
         class_list=class_list,
         metrics=find_metrics(use_case, experiment.eval_metric, plugins),
         recipe=_recipe(experiment, plugins),
+        trainer=plugins.load("trainers", choice.name) if given is None else None,
     )
+
+
+def refuse_idle_options(experiment: Experiment) -> None:
+    """Raise RequestError for an option that has no effect for this kind of experiment."""
+    for name in IDLE[experiment.kind]:
+        if getattr(experiment, name) != type(experiment).model_fields[name].default:
+            option, (other,) = f"--{name.replace('_', '-')}", IDLE.keys() - {experiment.kind}
+            fix = f"leave {option} out, or use `sparsify run {other}`"
+            raise RequestError(f"{option} has no effect in {experiment.kind}", fix=fix)
 
 
 def request_of(experiment: Experiment) -> dict[str, Any]:
     """Return the request as plain data, paths absolute, as experiment.yaml records it and resume compares it."""
     request: dict[str, Any] = experiment.model_dump(mode="json")
-    for name in ("model", "data", "eval_data", "class_list", "recipe"):
-        if request[name] is not None:
+    for name in ("model", "weights", "teacher", "data", "eval_data", "class_list", "recipe"):
+        if request[name] is not None and Path(request[name]).exists():  # a model may be a name
             request[name] = str(Path(request[name]).absolute())
     return request
 

@@ -30,6 +30,7 @@ class RunFolder:
         self.path: Final = path
         self.deployment: Final = path / "deployment"  # what is shipped
         self.model: Final = self.deployment / "model.onnx"
+        self.training: Final = path / "training_artifacts"  # checkpoints and logs of kinds that train
         self.state: Final = path / STATE
         self.experiment: Final = path / "experiment.yaml"  # the resolved request
         self.metrics: Final = path / "metrics.json"  # only a finished run has it

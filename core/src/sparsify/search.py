@@ -52,7 +52,7 @@ class Search:
 
     def apply(self, recipe: Recipe) -> Model:
         """Apply a recipe to the model as it came."""
-        return apply(self.plan, self.loaded.model, recipe, self.context, self.talk, self.known)
+        return apply(self.plan, self.loaded, recipe, self.context, self.talk, self.known)
 
     def facts(self) -> Mapping[str, Any]:
         """Tell what the deciding runtime knows of the model as it came."""

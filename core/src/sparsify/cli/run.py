@@ -22,7 +22,7 @@ FLAGS = {
 }
 KINDS = {
     "one-shot": "Prune and quantize after training, with calibration data only.",
-    "training-aware": "Prune and quantize while training (not in this version).",
+    "training-aware": "Prune and quantize while training.",
     "sparse-transfer": "Fine-tune an already sparse model (not in this version).",
 }
 

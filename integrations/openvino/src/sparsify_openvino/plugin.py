@@ -15,5 +15,6 @@ def runtimes() -> Iterable[Entry]:
             target="sparsify_openvino.runtime:open_session",
             summary="OpenVINO on the CPU; float models in bf16 where the CPU has it",
             requires=("openvino",),
+            accepts=("onnx",),
         )
     ]

@@ -35,3 +35,8 @@ def modifiers() -> Iterable[Entry]:
         Entry(name, f"sparsify_torch.{module}:{name}", summary, ("torch",), ("torch",), "torch", phase="training")
         for name, module, summary in TRAINING
     )
+
+
+@hookimpl
+def recipe_generators() -> Iterable[Entry]:
+    return (Entry("training-aware", "sparsify_torch.recipe:GENERATOR", "the recipe that --optim-level asks for"),)

@@ -1,0 +1,73 @@
+"""Write the recipe that `--optim-level` asks for in training-aware experiments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparsify import Description, Experiment, Recipe, RecipeGenerator, RequestError, Step, target_sparsity
+
+EPOCHS = 15
+PRUNED_BY, QUANTIZED_FROM, FROZEN_FROM = 0.6, 0.7, 0.9  # of the epochs; what stays settles in between
+FIRST_SPARSITY, UPDATES = 0.05, 30
+HARDNESS, TEMPERATURE = 0.5, 2.0
+
+
+def write(experiment: Experiment, description: Description) -> Recipe:
+    """Write nothing at level 0, QAT below 0.3, and from 0.3 on gradual pruning to 60-95 % before it.
+
+    `epochs` of --train-kwargs says how long (15). The dense model teaches, unless --teacher names another or none.
+    """
+    if experiment.optim_level == 0:
+        return Recipe(())
+    epochs = _epochs(experiment)
+    steps = [_step("training", "EpochRangeModifier", start_epoch=0.0, end_epoch=epochs)]
+    sparsity = round(target_sparsity(experiment.optim_level, experiment.kind), 4)
+    if sparsity and any(layer.eligible for layer in description.layers):
+        steps.append(_pruning(experiment, sparsity, epochs))
+    steps.append(
+        _step(
+            "quantization",
+            "QuantizationModifier",
+            start_epoch=epochs * QUANTIZED_FROM,
+            disable_quantization_observer_epoch=epochs * FROZEN_FROM,
+            freeze_bn_stats_epoch=epochs * FROZEN_FROM,
+        )
+    )
+    if experiment.teacher != "disable":
+        steps.append(_step("distillation", "DistillationModifier", hardness=HARDNESS, temperature=TEMPERATURE))
+    notes = ("no layer is eligible for pruning: INT8 only",) if sparsity and steps[1].name.startswith("Quant") else ()
+    return Recipe(tuple(steps), notes)
+
+
+def _epochs(experiment: Experiment) -> float:
+    found = (experiment.train_kwargs or {}).get("epochs", EPOCHS)
+    if not isinstance(found, int | float) or isinstance(found, bool) or found <= 0:
+        raise RequestError(f"--train-kwargs: epochs is {found!r}", fix="give a number above 0, such as 15")
+    return float(found)
+
+
+def _pruning(experiment: Experiment, sparsity: float, epochs: float) -> Step:
+    """Prune over all layers by magnitude; N:M and blocks in each layer."""
+    structure, share = experiment.sparsity, sparsity
+    scattered = structure == "unstructured"
+    if ":" in structure:  # N of M stay
+        kept, among = map(int, structure.split(":"))
+        share = 1 - kept / among
+    options: dict[str, Any] = {
+        "params": ["__ALL_PRUNABLE__"],
+        "init_sparsity": FIRST_SPARSITY,
+        "final_sparsity": share,
+        "start_epoch": 0.0,
+        "end_epoch": epochs * PRUNED_BY,
+        "update_frequency": epochs * PRUNED_BY / UPDATES,
+    }
+    if not scattered:
+        options["mask_type"] = structure if ":" in structure else [int(side) for side in structure.split("x")]
+    return _step("pruning", "GlobalMagnitudePruningModifier" if scattered else "MagnitudePruningModifier", **options)
+
+
+def _step(group: str, name: str, **options: Any) -> Step:
+    return Step(name, "training", options, f"{group}_modifiers")
+
+
+GENERATOR = RecipeGenerator(write)
