@@ -510,3 +510,23 @@ def test_a_closure_runs() -> None:
     first = float(optimizer.step(closure).detach())
     assert float(optimizer.step(closure).detach()) < first
     assert manager.state_dict()["steps"] == 2
+
+
+def test_an_optimizer_that_calls_its_closure_often_keeps_zeros() -> None:
+    module = net()
+    inner = torch.optim.LBFGS(module.parameters(), lr=0.1, max_iter=4)
+    manager, optimizer = attach([GMPruningModifier(**{**GRADUAL, "start_epoch": 0})], module, inner)
+    inputs, targets = batches(1)[0]
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = cross_entropy(module(inputs), targets)
+        loss.backward()
+        return loss
+
+    for step in range(10):
+        optimizer.step(closure)
+        assert manager.state_dict()["steps"] == step + 1
+        for name, kept in manager.masks.items():
+            assert torch.all(module.get_parameter(name)[~kept] == 0)
+    assert sparsity(module.features[2].weight) > 0.6
