@@ -233,11 +233,13 @@ def test_adjacent_and_agreeing_modifiers_are_no_contradiction() -> None:
             LearningRateFunctionModifier(**CLOSED, start_epoch=2, end_epoch=3),
             TrainableParamsModifier(params="head", trainable=False, end_epoch=1),
             TrainableParamsModifier(params="head", trainable=True, start_epoch=1),
+            ConstantPruningModifier(params="__ALL__"),
+            ConstantPruningModifier(params="features.2"),
         ],
         module,
         sgd(module),
     )
-    assert len(optimizer.run.turns) == 5
+    assert len(optimizer.run.turns) == 7
 
 
 def test_names_that_the_model_lacks() -> None:

@@ -201,6 +201,7 @@ class ScheduledModifierManager:
         except RequestError:
             del loop.optimizer.param_groups[groups:]  # what a modifier may have added
             raise
+        turns.sort(key=lambda turn: turn.end if turn.end >= 0 else math.inf)  # an end may have moved
         loop.parts = [turn.part for turn in turns]
         return turns
 

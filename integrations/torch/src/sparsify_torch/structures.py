@@ -119,10 +119,8 @@ def _keep(values: Tensor, sizes: Tensor, zeros: int, *, single: bool) -> Tensor:
     if zeros <= 0:
         return torch.ones_like(values, dtype=torch.bool)
     place = min(zeros, values.numel())
-    if values.is_cpu:
-        cut = values.kthvalue(place).values  # a sort of all would take ten times as long
-    else:
-        cut = values.sort().values[place - 1]  # CUDA's kthvalue is refused where algorithms have to be deterministic
+    # a sort of all would take ten times as long on the CPU; CUDA's kthvalue is no deterministic algorithm
+    cut = values.kthvalue(place).values if values.is_cpu else values.sort().values[place - 1]
     kept = values >= cut
     due = zeros - int((~kept).sum())
     kept[(values == cut).nonzero().flatten()[:due]] = False
