@@ -452,6 +452,28 @@ def test_loggers_of_three_kinds() -> None:
     assert ("precision/head", "float32", 1.0) in seen
 
 
+@pytest.mark.parametrize("constant", [False, True])
+def test_constant_logging(constant: bool) -> None:
+    seen: list[tuple[str, Any, float]] = []
+    module = net()
+    drops = {"lr_class": "ExponentialLR", "lr_kwargs": {"gamma": 0.5}, "init_lr": 0.1, "start_epoch": 0}
+    modifiers = [
+        LearningRateModifier(**drops, end_epoch=2, constant_logging=constant),
+        SetLearningRateModifier(learning_rate=0.3, start_epoch=2, constant_logging=constant),
+        SetWeightDecayModifier(weight_decay=0.0, constant_logging=constant),
+    ]
+    _, optimizer = attach(modifiers, module, sgd(module), loggers=[lambda *said: seen.append(said)])
+    train(module, optimizer, batches(12))
+    rates = [value for tag, value, _ in seen if tag == "learning_rate"]
+    if constant:
+        assert rates[:8] == [0.1] * 4 + [0.05] * 4
+        assert rates[-4:] == [0.3] * 4
+        assert len([tag for tag, *_ in seen if tag == "weight_decay"]) >= 12
+    else:
+        assert rates == [0.1, 0.05, 0.025, 0.3]
+        assert len([tag for tag, *_ in seen if tag == "weight_decay"]) == 1
+
+
 @pytest.mark.parametrize(("level", "share"), [(0.5, 0.7), (0.3, 0.6), (1.0, 0.95), (0.2, None)])
 def test_create_writes_a_recipe_for_a_level(level: float, share: float | None, tmp_path: Path) -> None:
     module = net()

@@ -40,7 +40,9 @@ class SetLearningRateModifier(BaseModel):
     def attach(self, loop: Loop) -> Part:
         """Raise RequestError for parameter groups that the optimizer lacks."""
         rate = self.learning_rate
-        return RatePart(loop, self.param_groups, "SetLearningRateModifier", lambda epoch: rate, once=True)
+        part = RatePart(loop, self.param_groups, "SetLearningRateModifier", lambda epoch: rate, self.constant_logging)
+        part.once = True
+        return part
 
 
 class LearningRateFunctionModifier(BaseModel):
@@ -109,7 +111,7 @@ class LearningRateModifier(BaseModel):
 
     def attach(self, loop: Loop) -> Part:
         """Never refuse; it sets all parameter groups."""
-        return RatePart(loop, None, "LearningRateModifier", self.rate)
+        return RatePart(loop, None, "LearningRateModifier", self.rate, self.constant_logging)
 
     def rate(self, epoch: float) -> float:
         """Return the learning rate at an epoch."""
@@ -126,12 +128,16 @@ class LearningRateModifier(BaseModel):
 
 
 class RatePart(Part):
-    """Write a learning rate into parameter groups; with `once`, never again after the start."""
+    """Write a learning rate into parameter groups; with `once`, never again after the start.
+
+    Rates are logged when they change, or at every step with `constant`.
+    """
 
     def __init__(
-        self, loop: Loop, groups: tuple[int, ...] | None, modifier: str, rate: RateAt, *, once: bool = False
+        self, loop: Loop, groups: tuple[int, ...] | None, modifier: str, rate: RateAt, constant: bool = False
     ) -> None:
-        self.loop, self.groups, self.rate, self.once = loop, groups, rate, once
+        self.loop, self.groups, self.rate, self.constant = loop, groups, rate, constant
+        self.logged = -1.0
         self.claims = claim_groups(loop, groups, "learning rate", modifier)
 
     def start(self, epoch: float) -> None:
@@ -142,6 +148,8 @@ class RatePart(Part):
         """Write the rate of this epoch."""
         if not self.once:
             self._write(self.rate(epoch))
+        elif self.constant:
+            self.loop.log("learning_rate", self.rate(epoch), epoch)
 
     def _write(self, rate: float) -> None:
         for group in self.loop.groups(self.groups):
@@ -149,4 +157,6 @@ class RatePart(Part):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        self.loop.log("learning_rate", rate, self.loop.epoch)
+        if self.constant or rate != self.logged:
+            self.loop.log("learning_rate", rate, self.loop.epoch)
+        self.logged = rate

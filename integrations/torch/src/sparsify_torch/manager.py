@@ -122,6 +122,8 @@ class ScheduledModifierManager:
         loop = Loop(bare(module), optimizer, steps_per_epoch, distillation_teacher, grad_sampler, epoch=epoch)
         loop.log = log_to(loggers, steps_per_epoch)
         turns = self._attach(loop)
+        if self._run is not None:
+            self._run.hook.remove()
         self._run = Run(loop, turns, module)
         if self._pending is not None:
             self._run.load_state_dict(self._pending)

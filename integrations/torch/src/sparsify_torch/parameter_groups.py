@@ -42,6 +42,11 @@ class DecayPart(Part):
             group["weight_decay"] = self.options.weight_decay
         self.loop.log("weight_decay", self.options.weight_decay, epoch)
 
+    def update(self, epoch: float) -> None:
+        """Log it again, with constant_logging."""
+        if self.options.constant_logging:
+            self.loop.log("weight_decay", self.options.weight_decay, epoch)
+
 
 def claim_groups(loop: Loop, wanted: tuple[int, ...] | None, what: str, modifier: str) -> frozenset[str]:
     """Return the claims on these parameter groups; raises RequestError where the optimizer lacks one."""
