@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from sparsify import RequestError
@@ -44,12 +45,11 @@ def check_claims(turns: Sequence[Turn]) -> None:
     set once holds until another sets it.
     """
     spans = [_Span(turn, max(turn.options.start_epoch, 0.0), _end(turn)) for turn in turns]
-    for index, one in enumerate(spans):
-        for other in spans[index + 1 :]:
-            shared = _shared(one.turn.part, other.turn.part)
-            if shared:
-                first, second = sorted((one, other), key=lambda span: span.start)
-                _settle(first, second, min(shared))
+    spans.sort(key=lambda span: span.start)  # so that an open one meets its next first
+    for first, second in combinations(spans, 2):
+        shared = _shared(first.turn.part, second.turn.part)
+        if shared:
+            _settle(first, second, min(shared))
 
 
 def _shared(one: Part, other: Part) -> frozenset[str]:

@@ -85,7 +85,8 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, the masks, and the state of all turns by key."""
         turns = {turn.key: turn.state_dict() for turn in self.turns}
-        return {"begin": self.begin, "steps": self.steps, "masks": self.loop.masks.state_dict(), "turns": turns}
+        clock = {"begin": self.begin, "steps": self.steps, "steps_per_epoch": self.loop.steps_per_epoch}
+        return {**clock, "masks": self.loop.masks.state_dict(), "turns": turns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another run of the same recipe stopped; raises RequestError for one of another recipe."""
@@ -99,6 +100,8 @@ class Run:
             for name, kept in held.items():
                 _check_mask(name, kept, parameters)
         self.begin, self.steps, self.looked = state["begin"], state["steps"], -1
+        if state["steps_per_epoch"] != self.loop.steps_per_epoch:  # another batch size: only the epoch stays
+            self.begin, self.steps = self.begin + self.steps / state["steps_per_epoch"], 0
         self.loop.epoch = self.epoch
         for turn in self.turns:
             turn.load_state_dict(state["turns"][turn.key])
