@@ -111,10 +111,11 @@ class ScheduledModifierManager:
     ) -> Any:
         """Return what stands in for the optimizer, or with `wrap_optim=scaler` for the AMP scaler.
 
-        steps_per_epoch: optimizer steps, after gradient accumulation. epoch: where training begins. distillation_teacher:
-        a module, "self" or "disable". grad_sampler: see `gradients.py`. loggers: callables (tag, value, epoch), or objects with
-        `add_scalar` or `log_scalar` (tag, value, step). Raises RequestError for what the recipe names and the model
-        lacks, and for modifiers that set the same thing at once; module and optimizer are as before then.
+        steps_per_epoch: optimizer steps, after gradient accumulation. epoch: where training begins.
+        distillation_teacher: a module, "self" or "disable". grad_sampler: see `gradients.py`. loggers: callables (tag,
+        value, epoch), or objects with `add_scalar` or `log_scalar` (tag, value, step). Raises RequestError for what the
+        recipe names and the model lacks, and for modifiers that set the same thing at once; module and optimizer are as
+        before then.
         """
         if steps_per_epoch < 1:
             fix = "give how many optimizer steps an epoch has, such as len(loader)"
