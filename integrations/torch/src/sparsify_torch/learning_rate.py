@@ -141,15 +141,18 @@ class RatePart(Part):
         self.claims = claim_groups(loop, groups, "learning rate", modifier)
 
     def start(self, epoch: float) -> None:
-        """Write the first rate."""
-        self._write(self.rate(epoch))
+        """Write the only rate, with `once`."""
+        if self.once:
+            self._write(self.rate(epoch))
 
     def update(self, epoch: float) -> None:
-        """Write the rate of this epoch."""
+        """Write the rate of this epoch, and log it."""
+        rate = self.rate(epoch)
         if not self.once:
-            self._write(self.rate(epoch))
-        elif self.constant:
-            self.loop.log("learning_rate", self.rate(epoch), epoch)
+            self._write(rate)
+        if self.constant or rate != self.logged:
+            self.loop.log("learning_rate", rate, epoch)
+        self.logged = rate
 
     def _write(self, rate: float) -> None:
         for group in self.loop.groups(self.groups):
@@ -157,6 +160,3 @@ class RatePart(Part):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        if self.constant or rate != self.logged:
-            self.loop.log("learning_rate", rate, self.loop.epoch)
-        self.logged = rate
