@@ -159,6 +159,19 @@ def test_wider_features_are_projected_and_learnt() -> None:
     assert not teacher[0]._forward_hooks
 
 
+def test_projections_know_where_the_channels_are() -> None:
+    for layer, inputs in ((nn.Conv1d, torch.randn(2, 3, 7)), (nn.Linear, torch.randn(2, 7, 3))):
+        extra = (3,) if layer is nn.Conv1d else ()
+        student, teacher = nn.Sequential(layer(3, 4, *extra)), nn.Sequential(layer(3, 6, *extra))
+        options = PerLayerDistillationModifier(student_layer_names=["0"], normalize=False, gain=1.0)
+        _, optimizer = attach([options], student, sgd(student), distillation_teacher=teacher)
+        own, other = student(inputs), teacher(inputs)
+        if layer is nn.Conv1d:
+            own, other = own.movedim(1, -1), other.movedim(1, -1)
+        expected = (torch.cat([own, torch.zeros(*own.shape[:2], 2)], -1) - other).square().mean()
+        assert optimizer.loss_update(torch.zeros(())).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def refused(modifier: Any, match: str, module: nn.Module | None = None, **modify: Any) -> RequestError:
     module = module or net()
     with pytest.raises(RequestError, match=match) as caught:

@@ -17,7 +17,7 @@ from torch import nn
 from tests.torch.loops import batches, net, sgd, sparsity
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "train-with-recipes.md"
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = re.findall(r"```(\w+)[^\n]*\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 YAML = [text for kind, text in BLOCKS if kind == "yaml"]
 CODE = [text for kind, text in BLOCKS if kind == "text"]
 

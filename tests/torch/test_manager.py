@@ -233,11 +233,13 @@ def test_adjacent_and_agreeing_modifiers_are_no_contradiction() -> None:
             LearningRateFunctionModifier(**CLOSED, start_epoch=2, end_epoch=3),
             TrainableParamsModifier(params="head", trainable=False, end_epoch=1),
             TrainableParamsModifier(params="head", trainable=True, start_epoch=1),
+            ConstantPruningModifier(params="__ALL__"),
+            ConstantPruningModifier(params="features.2"),
         ],
         module,
         sgd(module),
     )
-    assert len(optimizer.run.turns) == 5
+    assert len(optimizer.run.turns) == 7
 
 
 def test_names_that_the_model_lacks() -> None:
@@ -450,6 +452,28 @@ def test_loggers_of_three_kinds() -> None:
     assert ("precision/head", "float32", 1.0) in seen
 
 
+@pytest.mark.parametrize("constant", [False, True])
+def test_constant_logging(constant: bool) -> None:
+    seen: list[tuple[str, Any, float]] = []
+    module = net()
+    drops = {"lr_class": "ExponentialLR", "lr_kwargs": {"gamma": 0.5}, "init_lr": 0.1, "start_epoch": 0}
+    modifiers = [
+        LearningRateModifier(**drops, end_epoch=2, constant_logging=constant),
+        SetLearningRateModifier(learning_rate=0.3, start_epoch=2, constant_logging=constant),
+        SetWeightDecayModifier(weight_decay=0.0, constant_logging=constant),
+    ]
+    _, optimizer = attach(modifiers, module, sgd(module), loggers=[lambda *said: seen.append(said)])
+    train(module, optimizer, batches(12))
+    rates = [value for tag, value, _ in seen if tag == "learning_rate"]
+    if constant:
+        assert rates[:8] == [0.1] * 4 + [0.05] * 4
+        assert rates[-4:] == [0.3] * 4
+        assert len([tag for tag, *_ in seen if tag == "weight_decay"]) >= 12
+    else:
+        assert rates == [0.1, 0.05, 0.025, 0.3]
+        assert len([tag for tag, *_ in seen if tag == "weight_decay"]) == 1
+
+
 @pytest.mark.parametrize(("level", "share"), [(0.5, 0.7), (0.3, 0.6), (1.0, 0.95), (0.2, None)])
 def test_create_writes_a_recipe_for_a_level(level: float, share: float | None, tmp_path: Path) -> None:
     module = net()
@@ -510,3 +534,23 @@ def test_a_closure_runs() -> None:
     first = float(optimizer.step(closure).detach())
     assert float(optimizer.step(closure).detach()) < first
     assert manager.state_dict()["steps"] == 2
+
+
+def test_an_optimizer_that_calls_its_closure_often_keeps_zeros() -> None:
+    module = net()
+    inner = torch.optim.LBFGS(module.parameters(), lr=0.1, max_iter=4)
+    manager, optimizer = attach([GMPruningModifier(**{**GRADUAL, "start_epoch": 0})], module, inner)
+    inputs, targets = batches(1)[0]
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = cross_entropy(module(inputs), targets)
+        loss.backward()
+        return loss
+
+    for step in range(10):
+        optimizer.step(closure)
+        assert manager.state_dict()["steps"] == step + 1
+        for name, kept in manager.masks.items():
+            assert torch.all(module.get_parameter(name)[~kept] == 0)
+    assert sparsity(module.features[2].weight) > 0.6

@@ -428,8 +428,8 @@ RECIPES: dict[str, tuple[str, str, str]] = {  # name: (model, suffix, text)
     "head_only": ("resnet", ".yaml", """
         modifiers:
           - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 2.0}
-          - !TrainableParamsModifier {params: ["re:input", "re:sections"], trainable: False, params_strict: False, start_epoch: 0,
-              end_epoch: 1}
+          - !TrainableParamsModifier {params: ["re:input", "re:sections"], trainable: False, params_strict: False,
+              start_epoch: 0, end_epoch: 1}
         """),
     "openpifpaf": ("resnet", ".yaml", """
         modifiers:

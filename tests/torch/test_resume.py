@@ -81,6 +81,17 @@ def test_state_may_be_loaded_before_modify() -> None:
     assert same(other.state_dict(), saved["manager"])
 
 
+def test_another_batch_size_goes_on_at_the_same_epoch() -> None:
+    module = net()
+    manager, optimizer = attach(EVERY["gm"], module, sgd(module))
+    train(module, optimizer, DATA[:6])
+    other, resumed = attach(EVERY["gm"], module, sgd(module), steps_per_epoch=10)
+    other.load_state_dict(manager.state_dict())
+    assert resumed.run.epoch == 1.5
+    resumed.emulated_step()
+    assert resumed.run.epoch == pytest.approx(1.6)
+
+
 def test_state_of_another_recipe_or_model_is_refused() -> None:
     module = net()
     manager, optimizer = attach(EVERY["gm"], module, sgd(module))

@@ -167,6 +167,28 @@ def test_an_open_schedule_yields_to_a_later_one() -> None:
     assert found == pytest.approx([0.1] * 5 + [0.05] * 5 + [0.01] * 10)
 
 
+def test_an_open_schedule_ends_before_a_closed_one_begins() -> None:
+    found = rates(
+        [
+            LearningRateModifier(lr_class="ExponentialLR", lr_kwargs={"gamma": 0.5}, init_lr=0.1, start_epoch=0),
+            LearningRateFunctionModifier(lr_func="linear", init_lr=0.02, final_lr=0.02, start_epoch=2, end_epoch=3),
+        ]
+    )
+    assert found == pytest.approx([0.1] * 5 + [0.05] * 5 + [0.02] * 10)
+
+
+def test_open_schedules_hand_over_one_after_the_other() -> None:
+    open_ended = {"lr_class": "ExponentialLR", "lr_kwargs": {"gamma": 1.0}}
+    found = rates(
+        [
+            LearningRateFunctionModifier(lr_func="linear", init_lr=0.3, final_lr=0.3, start_epoch=3, end_epoch=4),
+            LearningRateModifier(**open_ended, init_lr=0.1, start_epoch=0),
+            LearningRateModifier(**open_ended, init_lr=0.2, start_epoch=1),
+        ]
+    )
+    assert found == pytest.approx([0.1] * 5 + [0.2] * 10 + [0.3] * 5)
+
+
 def test_parameter_groups() -> None:
     module = net()
     optimizer = torch.optim.SGD(

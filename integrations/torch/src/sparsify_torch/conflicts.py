@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from sparsify import RequestError
 
+from sparsify_torch.loop import Part
 from sparsify_torch.schedule import NEAR, Turn
 
 RANGE = "EpochRangeModifier"
@@ -42,13 +44,16 @@ def check_claims(turns: Sequence[Turn]) -> None:
     A part that never ends (−1) yields to a later one with the same claim: its end is set to the other's start. What is
     set once holds until another sets it.
     """
-    spans = [_Span(turn, max(turn.options.start_epoch, 0.0), _end(turn)) for turn in turns if turn.part.claims]
-    for index, one in enumerate(spans):
-        for other in spans[index + 1 :]:
-            shared = one.turn.part.claims & other.turn.part.claims
-            if shared:
-                first, second = sorted((one, other), key=lambda span: span.start)
-                _settle(first, second, min(shared))
+    spans = [_Span(turn, max(turn.options.start_epoch, 0.0), _end(turn)) for turn in turns]
+    spans.sort(key=lambda span: span.start)  # so that an open one meets its next first
+    for first, second in combinations(spans, 2):
+        shared = _shared(first.turn.part, second.turn.part)
+        if shared:
+            _settle(first, second, min(shared))
+
+
+def _shared(one: Part, other: Part) -> frozenset[str]:
+    return (one.claims & (other.claims | other.needs)) | (one.needs & other.claims)
 
 
 @dataclass

@@ -39,7 +39,7 @@ class ConstantPart(Part):
     def __init__(self, options: ConstantPruningModifier, loop: Loop) -> None:
         self.loop = loop
         self.weights = select_weights(loop.module, options.params, NAME, every=True)
-        self.claims = frozenset(f"zeros of {weight.name}" for weight in self.weights)
+        self.needs = frozenset(f"zeros of {weight.name}" for weight in self.weights)
 
     def start(self, epoch: float) -> None:
         """Hold what is zero now."""

@@ -21,6 +21,9 @@ def inverse_fisher(gradients: Iterable[Sequence[Blocks]], count: int, damp: floa
             inverses = [_start(blocks, damp) for blocks in one]
         for inverse, blocks in zip(inverses, one, strict=True):
             g = blocks.to(inverse.dtype).unsqueeze(2)
+            if g.shape[1] == 1:  # the default of old recipes; products of 1 × 1 matrices would take far longer
+                inverse.div_(1 + inverse * g.square() / count)
+                continue
             moved = inverse @ g
             scale = count + g.transpose(1, 2) @ moved
             inverse.baddbmm_(moved, moved.transpose(1, 2) / scale, alpha=-1)
@@ -43,6 +46,8 @@ def block_scores(values: Blocks, inverse: Tensor, size: int) -> Blocks:
 
 def correction(values: Blocks, dropped: Blocks, inverse: Tensor) -> Blocks:
     """Return what changes all weights so that the dropped ones are zero: −F⁻¹[:, P] (F⁻¹[P, P])⁻¹ w[P]."""
+    if values.shape[1] == 1:
+        return -values * dropped
     changed = torch.zeros_like(values)
     some = dropped.any(1)
     part = dropped[some].to(inverse.dtype)

@@ -132,8 +132,10 @@ class LayerPart(Part):
         self.projections[name.replace(".", "/")] = projection
 
     def _distance(self, name: str, own: Tensor, other: Tensor) -> Tensor:
-        key, axis = name.replace(".", "/"), 1 if own.dim() >= 3 and other.dim() == 4 else -1
+        key = name.replace(".", "/")
         if key in self.projections:
+            layer = self.loop.module.get_submodule(name)
+            axis = 1 if hasattr(layer, "out_channels") or hasattr(layer, "num_features") else -1
             own = self.projections[key](own.movedim(axis, -1)).movedim(-1, axis)
         if own.shape != other.shape:
             problem = f"{NAME}: '{name}' gives the shape {tuple(own.shape)}, its teacher's {tuple(other.shape)}"

@@ -40,7 +40,9 @@ class SetLearningRateModifier(BaseModel):
     def attach(self, loop: Loop) -> Part:
         """Raise RequestError for parameter groups that the optimizer lacks."""
         rate = self.learning_rate
-        return RatePart(loop, self.param_groups, "SetLearningRateModifier", lambda epoch: rate, once=True)
+        part = RatePart(loop, self.param_groups, "SetLearningRateModifier", lambda epoch: rate, self.constant_logging)
+        part.once = True
+        return part
 
 
 class LearningRateFunctionModifier(BaseModel):
@@ -109,7 +111,7 @@ class LearningRateModifier(BaseModel):
 
     def attach(self, loop: Loop) -> Part:
         """Never refuse; it sets all parameter groups."""
-        return RatePart(loop, None, "LearningRateModifier", self.rate)
+        return RatePart(loop, None, "LearningRateModifier", self.rate, self.constant_logging)
 
     def rate(self, epoch: float) -> float:
         """Return the learning rate at an epoch."""
@@ -126,22 +128,31 @@ class LearningRateModifier(BaseModel):
 
 
 class RatePart(Part):
-    """Write a learning rate into parameter groups; with `once`, never again after the start."""
+    """Write a learning rate into parameter groups; with `once`, never again after the start.
+
+    Rates are logged when they change, or at every step with `constant`.
+    """
 
     def __init__(
-        self, loop: Loop, groups: tuple[int, ...] | None, modifier: str, rate: RateAt, *, once: bool = False
+        self, loop: Loop, groups: tuple[int, ...] | None, modifier: str, rate: RateAt, constant: bool = False
     ) -> None:
-        self.loop, self.groups, self.rate, self.once = loop, groups, rate, once
+        self.loop, self.groups, self.rate, self.constant = loop, groups, rate, constant
+        self.logged = -1.0
         self.claims = claim_groups(loop, groups, "learning rate", modifier)
 
     def start(self, epoch: float) -> None:
-        """Write the first rate."""
-        self._write(self.rate(epoch))
+        """Write the only rate, with `once`."""
+        if self.once:
+            self._write(self.rate(epoch))
 
     def update(self, epoch: float) -> None:
-        """Write the rate of this epoch."""
+        """Write the rate of this epoch, and log it."""
+        rate = self.rate(epoch)
         if not self.once:
-            self._write(self.rate(epoch))
+            self._write(rate)
+        if self.constant or rate != self.logged:
+            self.loop.log("learning_rate", rate, epoch)
+        self.logged = rate
 
     def _write(self, rate: float) -> None:
         for group in self.loop.groups(self.groups):
@@ -149,4 +160,3 @@ class RatePart(Part):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        self.loop.log("learning_rate", rate, self.loop.epoch)

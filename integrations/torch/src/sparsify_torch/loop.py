@@ -100,13 +100,14 @@ class Part:
     """Hold one modifier's state in one training loop; every method may be overridden, none has to be.
 
     between_steps: act after the optimizer's step and on attaching, not before the step. once: all is done at the start.
-    claims: what the part alone sets while it is active, such as "learning rate of group 0"; two parts that claim the
-    same at once are refused.
+    claims: what the part alone sets while it is active, such as "learning rate of group 0". needs: what others must not
+    claim meanwhile. Two parts that claim the same at once are refused.
     """
 
     between_steps: ClassVar[bool] = False
     once: bool = False
     claims: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
 
     def start(self, epoch: float) -> None:
         """Begin; comes once."""

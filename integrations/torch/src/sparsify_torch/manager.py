@@ -111,10 +111,11 @@ class ScheduledModifierManager:
     ) -> Any:
         """Return what stands in for the optimizer, or with `wrap_optim=scaler` for the AMP scaler.
 
-        steps_per_epoch: optimizer steps, after gradient accumulation. epoch: where training begins. teacher: a module,
-        "self" or "disable". grad_sampler: see `gradients.py`. loggers: callables (tag, value, epoch), or objects with
-        `add_scalar` or `log_scalar` (tag, value, step). Raises RequestError for what the recipe names and the model
-        lacks, and for modifiers that set the same thing at once; module and optimizer are as before then.
+        steps_per_epoch: optimizer steps, after gradient accumulation. epoch: where training begins.
+        distillation_teacher: a module, "self" or "disable". grad_sampler: see `gradients.py`. loggers: callables (tag,
+        value, epoch), or objects with `add_scalar` or `log_scalar` (tag, value, step). Raises RequestError for what the
+        recipe names and the model lacks, and for modifiers that set the same thing at once; module and optimizer are as
+        before then.
         """
         if steps_per_epoch < 1:
             fix = "give how many optimizer steps an epoch has, such as len(loader)"
@@ -122,6 +123,8 @@ class ScheduledModifierManager:
         loop = Loop(bare(module), optimizer, steps_per_epoch, distillation_teacher, grad_sampler, epoch=epoch)
         loop.log = log_to(loggers, steps_per_epoch)
         turns = self._attach(loop)
+        if self._run is not None:
+            self._run.hook.remove()
         self._run = Run(loop, turns, module)
         if self._pending is not None:
             self._run.load_state_dict(self._pending)
@@ -201,6 +204,7 @@ class ScheduledModifierManager:
         except RequestError:
             del loop.optimizer.param_groups[groups:]  # what a modifier may have added
             raise
+        turns.sort(key=lambda turn: turn.end if turn.end >= 0 else math.inf)  # an end may have moved
         loop.parts = [turn.part for turn in turns]
         return turns
 

@@ -25,22 +25,23 @@ class Masks:
     def __init__(self) -> None:
         self._kept: dict[str, dict[str, Tensor]] = {}
         self._parameters: dict[str, nn.Parameter] = {}
-        self._dropped: list[tuple[nn.Parameter, Tensor]] = []  # what each step applies
+        self._dropped: dict[str, Tensor] = {}  # what each step applies
 
     def put(self, owner: str, masks: Iterable[tuple[Weight, Tensor]]) -> None:
         """Replace an owner's masks of these weights, by those of rank 0 where there are several, and apply them."""
         for weight, kept in masks:
             self._kept.setdefault(owner, {})[weight.name] = from_rank_0(kept.to(weight.parameter.device))
             self._parameters[weight.name] = weight.parameter
-        self._refresh()
-        self.mask_weights()
+            self._refresh([weight.name])
+            zero_(weight.parameter, self._dropped[weight.name])
 
     def release(self, names: Iterable[str], owner: str | None = None) -> None:
         """Let weights go that this owner, or any, holds."""
+        freed = list(names)
         for held in [self._kept.get(owner, {})] if owner is not None else self._kept.values():
-            for name in names:
+            for name in freed:
                 held.pop(name, None)
-        self._refresh()
+        self._refresh(freed)
 
     def kept(self, name: str, default: Tensor | None = None) -> Tensor:
         """Return which values of a weight stay; all where nothing holds it."""
@@ -59,14 +60,15 @@ class Masks:
 
     def mask_gradients(self) -> None:
         """Zero the gradients of dropped weights."""
-        for parameter, dropped in self._dropped:
-            if parameter.grad is not None:
-                zero_(parameter.grad, dropped)
+        for name, dropped in self._dropped.items():
+            gradient = self._parameters[name].grad
+            if gradient is not None and not gradient.is_sparse:
+                zero_(gradient, dropped)
 
     def mask_weights(self) -> None:
         """Zero the dropped weights."""
-        for parameter, dropped in self._dropped:
-            zero_(parameter, dropped)
+        for name, dropped in self._dropped.items():
+            zero_(self._parameters[name], dropped)
 
     def apply_to(self, module: nn.Module) -> None:
         """Zero the same weights, by name, in another module: an average of the weights (EMA), a copy."""
@@ -87,7 +89,7 @@ class Masks:
                 del self._parameters[name]
             else:
                 self._parameters[name] = new
-        self._refresh()
+            self._refresh([name])
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Return every owner's masks."""
@@ -103,11 +105,17 @@ class Masks:
             owner: {name: kept.to(self._parameters[name].device) for name, kept in held.items()}
             for owner, held in state.items()
         }
-        self._refresh()
+        self._dropped = {}
+        self._refresh(names)
         self.mask_weights()
 
-    def _refresh(self) -> None:
-        self._dropped = [(self._parameters[name], ~kept) for name, kept in self.by_name().items()]
+    def _refresh(self, names: Iterable[str]) -> None:
+        """Work out what is dropped of these weights."""
+        for name in names:
+            if any(name in held for held in self._kept.values()):
+                self._dropped[name] = ~self.kept(name)
+            else:
+                self._dropped.pop(name, None)
 
 
 @torch.no_grad()

@@ -34,13 +34,19 @@ class DecayPart(Part):
 
     def __init__(self, options: SetWeightDecayModifier, loop: Loop) -> None:
         self.options, self.loop = options, loop
+        self.logged = False
         self.claims = claim_groups(loop, options.param_groups, "weight_decay", "SetWeightDecayModifier")
 
     def start(self, epoch: float) -> None:
         """Write it."""
         for group in self.loop.groups(self.options.param_groups):
             group["weight_decay"] = self.options.weight_decay
-        self.loop.log("weight_decay", self.options.weight_decay, epoch)
+
+    def update(self, epoch: float) -> None:
+        """Log it, with constant_logging at every step."""
+        if self.options.constant_logging or not self.logged:
+            self.loop.log("weight_decay", self.options.weight_decay, epoch)
+        self.logged = True
 
 
 def claim_groups(loop: Loop, wanted: tuple[int, ...] | None, what: str, modifier: str) -> frozenset[str]:

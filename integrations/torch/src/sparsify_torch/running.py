@@ -20,6 +20,7 @@ class Run:
     def __init__(self, loop: Loop, turns: Sequence[Turn], module: nn.Module) -> None:
         self.loop, self.turns = loop, tuple(turns)
         self.begin, self.steps = loop.epoch, 0
+        self.looked = -1  # the step whose gradients were looked at last: a closure may make them several times
         self.hook = module.register_forward_hook(Watch(self._catch), with_kwargs=True)
 
     @property
@@ -28,11 +29,13 @@ class Run:
         return self.begin + self.steps / self.loop.steps_per_epoch
 
     def before_step(self) -> None:
-        """Act on the gradients at hand, then clear those of pruned weights."""
-        self.update()
-        for turn in self.turns:
-            if turn.active:
-                turn.part.before_step()
+        """Act on the gradients at hand, once a step, and clear those of pruned weights."""
+        if self.looked != self.steps:
+            self.looked = self.steps
+            self.update()
+            for turn in self.turns:
+                if turn.active:
+                    turn.part.before_step()
         self.loop.masks.mask_gradients()
 
     def after_step(self) -> None:
@@ -62,11 +65,12 @@ class Run:
             forward = Forward(arguments, inputs if named else {}, forward.outputs)
         if outputs is not None:
             forward = Forward(forward.arguments, forward.keywords, outputs)
-        self._check(loss, "the loss")
+        given = loss
         for turn in self.turns:
             if turn.active:
                 loss = turn.part.loss(loss, forward)
-        self._check(loss, "the loss after the recipe's modifiers")
+        if not torch.isfinite(loss).all():  # looked at once a step: on a GPU it waits for the forward pass
+            raise self._not_finite(given, loss)
         return loss
 
     def finalize(self) -> None:
@@ -81,7 +85,8 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, the masks, and the state of all turns by key."""
         turns = {turn.key: turn.state_dict() for turn in self.turns}
-        return {"begin": self.begin, "steps": self.steps, "masks": self.loop.masks.state_dict(), "turns": turns}
+        clock = {"begin": self.begin, "steps": self.steps, "steps_per_epoch": self.loop.steps_per_epoch}
+        return {**clock, "masks": self.loop.masks.state_dict(), "turns": turns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another run of the same recipe stopped; raises RequestError for one of another recipe."""
@@ -94,7 +99,9 @@ class Run:
         for held in state["masks"].values():
             for name, kept in held.items():
                 _check_mask(name, kept, parameters)
-        self.begin, self.steps = state["begin"], state["steps"]
+        self.begin, self.steps, self.looked = state["begin"], state["steps"], -1
+        if state["steps_per_epoch"] != self.loop.steps_per_epoch:  # another batch size: only the epoch stays
+            self.begin, self.steps = self.begin + self.steps / state["steps_per_epoch"], 0
         self.loop.epoch = self.epoch
         for turn in self.turns:
             turn.load_state_dict(state["turns"][turn.key])
@@ -104,14 +111,12 @@ class Run:
         if module.training:
             self.loop.forward = Forward(arguments, keywords, outputs)
 
-    def _check(self, loss: Tensor, what: str) -> None:
-        if torch.isfinite(loss).all():
-            return
-        where = _first_bad_layer(self.loop.module, self.loop.forward)
-        problem = f"{what} is {float(loss.detach().mean())} at step {self.steps} (epoch {self.epoch:.4g}): {where}"
-        raise StageError(
-            problem, fix="lower the learning rate or clip gradients, and go on from the last good checkpoint"
-        )
+    def _not_finite(self, given: Tensor, loss: Tensor) -> StageError:
+        what = "the loss after the recipe's modifiers" if torch.isfinite(given).all() else "the loss"
+        value, where = loss.detach().mean().item(), _first_bad_layer(self.loop.module, self.loop.forward)
+        problem = f"{what} is {value} at step {self.steps} (epoch {self.epoch:.4g}): {where}"
+        fix = "lower the learning rate or clip gradients, and go on from the last good checkpoint"
+        return StageError(problem, fix=fix)
 
 
 def _check_mask(name: str, kept: Tensor, parameters: Mapping[str, nn.Parameter]) -> None:

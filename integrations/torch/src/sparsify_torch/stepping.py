@@ -30,10 +30,23 @@ class RecipeOptimizer(Optimizer):
         accumulating = getattr(self.wrapped, "gradient_state", None)
         if accumulating is not None and not accumulating.sync_gradients:
             return self.wrapped.step(closure)
-        self.run.before_step()
-        result = self.wrapped.step(closure) if closure is not None else self.wrapped.step()
+        if closure is None:
+            self.run.before_step()
+            result = self.wrapped.step()
+        else:
+            result = self.wrapped.step(self._looked_at(closure))
         self.run.after_step()
         return result
+
+    def _looked_at(self, closure: Callable[[], float]) -> Callable[[], float]:
+        """Let the recipe act on the gradients that a closure makes."""
+
+        def run() -> float:
+            loss = closure()
+            self.run.before_step()
+            return loss
+
+        return run
 
     def emulated_step(self) -> None:
         """Go on by one step without touching the optimizer."""

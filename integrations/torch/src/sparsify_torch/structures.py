@@ -82,11 +82,12 @@ def expand_units(kept: Tensor, scores: Tensor, structure: Structure) -> Tensor:
 
 def _units(scores: Tensor, structure: Structure) -> tuple[Tensor, Tensor]:
     """Return the score and the count of weights of everything that goes as one."""
-    scores = scores.double()
+    scores = scores if scores.dtype == torch.float64 else scores.float()
     if structure.keep:
         return _protected(scores, structure), torch.ones_like(scores)
     if structure.rows * structure.columns == 1:
         return scores, torch.ones_like(scores)
+    scores = scores if scores.device.type == "mps" else scores.double()  # Apple's GPUs have no doubles
     sums, sizes = _blocks(scores, structure), _blocks(torch.ones_like(scores), structure)
     return sums / sizes, sizes
 
@@ -111,13 +112,15 @@ def _protected(scores: Tensor, structure: Structure) -> Tensor:
 def _keep(values: Tensor, sizes: Tensor, zeros: int, *, single: bool) -> Tensor:
     if not single:
         order = values.argsort(stable=True)
-        before = sizes[order].cumsum(0) - sizes[order] / 2
+        whole = sizes[order].long()  # CUDA's cumsum of floats is not deterministic
         kept = torch.ones_like(values, dtype=torch.bool)
-        kept[order[before < zeros]] = False
+        kept[order[2 * whole.cumsum(0) - whole < 2 * zeros]] = False
         return kept
     if zeros <= 0:
         return torch.ones_like(values, dtype=torch.bool)
-    cut = values.kthvalue(min(zeros, values.numel())).values  # a sort of all would take ten times as long
+    place = min(zeros, values.numel())
+    # a sort of all would take ten times as long on the CPU; CUDA's kthvalue is no deterministic algorithm
+    cut = values.kthvalue(place).values if values.is_cpu else values.sort().values[place - 1]
     kept = values >= cut
     due = zeros - int((~kept).sum())
     kept[(values == cut).nonzero().flatten()[:due]] = False

@@ -142,9 +142,8 @@ def _weight(name: str, parameter: nn.Parameter, owner: nn.Module | None) -> Weig
 
 
 def check_finite(weight: Weight, modifier: str, epoch: float) -> None:
-    """Raise StageError for a weight that is no longer finite; one sum decides, NaN or infinite where any value is."""
-    if not torch.isfinite(weight.parameter.detach().sum(dtype=torch.float64)):
+    """Raise StageError for a weight that is no longer finite."""
+    if not torch.isfinite(weight.parameter.detach()).all():
         problem = f"{modifier}: weight '{weight.name}' holds NaN or infinity at epoch {epoch:g}"
-        raise StageError(
-            problem, fix="lower the learning rate or clip gradients, and go on from the last good checkpoint"
-        )
+        fix = "lower the learning rate or clip gradients, and go on from the last good checkpoint"
+        raise StageError(problem, fix=fix)
