@@ -70,9 +70,7 @@ def _mask(query: Tensor, attn_mask: Tensor | None, padding: Tensor | None) -> Te
     return sum(parts[1:], parts[0]) if parts else None
 
 
-def _attend(
-    split: list[Tensor], mask: Tensor | None, dropout: float, average: bool
-) -> tuple[Tensor, Tensor]:
+def _attend(split: list[Tensor], mask: Tensor | None, dropout: float, average: bool) -> tuple[Tensor, Tensor]:
     query, key, value = split
     scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
     seen = (scores if mask is None else scores + mask).softmax(-1)

@@ -87,9 +87,7 @@ def _finish(walk: Walk) -> Coupling:
     return Coupling(axes, dict(walk.roles), groups, _reasons(axes, walk.roles, staying), works, sites)
 
 
-def _groups(
-    axes: Mapping[Axis, Tensor], roles: Mapping[Axis, str], staying: Mapping[int, str]
-) -> Iterable[Group]:
+def _groups(axes: Mapping[Axis, Tensor], roles: Mapping[Axis, str], staying: Mapping[int, str]) -> Iterable[Group]:
     """Gather the channels that take equally many indices of the same axes; in the order of their first layer."""
     takes: dict[int, dict[Axis, int]] = {}
     for key, channels in axes.items():
@@ -106,9 +104,7 @@ def _groups(
             yield Group(tuple(sorted(units)), dict(key), makers)
 
 
-def _reasons(
-    axes: Mapping[Axis, Tensor], roles: Mapping[Axis, str], staying: Mapping[int, str]
-) -> dict[str, str]:
+def _reasons(axes: Mapping[Axis, Tensor], roles: Mapping[Axis, str], staying: Mapping[int, str]) -> dict[str, str]:
     """Say of each layer none of whose output channels can go what holds them."""
     found = {}
     for key, channels in axes.items():

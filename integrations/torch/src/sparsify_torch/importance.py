@@ -53,9 +53,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in module.named_parameters(remove_duplicate=False)}
 
 
-def _by_size(
-    state: Mapping[str, Tensor], module: nn.Module, coupling: Coupling, group: Group, score: Score
-) -> Worth:
+def _by_size(state: Mapping[str, Tensor], module: nn.Module, coupling: Coupling, group: Group, score: Score) -> Worth:
     scales = [axis for axis in group.share if axis[0] in state and _is_scale(module, axis[0])]
     weights = [axis for axis in group.share if axis[0] in state and state[axis[0]].ndim > 1]
     chosen = scales if score == "bn" and scales else weights
@@ -89,7 +87,9 @@ def _worth(group: Group, total: Tensor, whole: float) -> Worth:
     return Worth(dict(zip(group.units, shares.tolist(), strict=True)), whole)
 
 
-def _by_taylor(module: nn.Module, coupling: Coupling, data: Data | None, loss: Loss | None, batches: int) -> list[Worth]:
+def _by_taylor(
+    module: nn.Module, coupling: Coupling, data: Data | None, loss: Loss | None, batches: int
+) -> list[Worth]:
     if data is None or loss is None:
         raise RequestError("score 'taylor' needs gradients", fix="pass data=… and loss=…, or take score='l2'")
     totals = [torch.zeros(len(group.units), dtype=torch.float64) for group in coupling.groups]

@@ -77,9 +77,7 @@ def _sizes(read: Node, rank: int) -> tuple[int, ...]:
     return (1,) * (rank - len(shape(read))) + shape(read)
 
 
-def _together(
-    walk: Walk, labels: Sequence[tuple[Tensor, tuple[int, ...]]], axes: Sequence[int], rank: int
-) -> Tensor:
+def _together(walk: Walk, labels: Sequence[tuple[Tensor, tuple[int, ...]]], axes: Sequence[int], rank: int) -> Tensor:
     """Couple operands of one elementwise operator; one that is broadcast along the channels takes no part."""
     takes = [label for label, sizes in labels if label.numel() > 1 or not axes or any(sizes[dim] > 1 for dim in axes)]
     if not takes:
@@ -164,7 +162,9 @@ def _conv(walk: Walk, node: Node) -> Tensor:
         walk.labels.merge(channels[0], walk.label(given["bias"]))
     macs = math.prod(shape(weight)) * math.prod(shape(node)) // shape(node)[1]
     facts = {name: given[name] for name in ("stride", "padding", "dilation") if name in given}
-    walk.work(node, layer_of(held.name), macs, *channels, shape=shape(read), weight=shape(weight), groups=groups, **facts)
+    walk.work(
+        node, layer_of(held.name), macs, *channels, shape=shape(read), weight=shape(weight), groups=groups, **facts
+    )
     return walk.labels.find(along(channels[0], len(shape(node)), 1))
 
 
@@ -332,7 +332,9 @@ def _joined(walk: Walk, node: Node) -> Tensor:
     for first in firsts[1:]:
         if varying(first) or varying(firsts[0]):
             walk.labels.merge(firsts[0], first)
-    sizes = [(*shape(read)[:dim], 1, *shape(read)[dim:]) if operator(node) == "stack" else shape(read) for read in reads]
+    sizes = [
+        (*shape(read)[:dim], 1, *shape(read)[dim:]) if operator(node) == "stack" else shape(read) for read in reads
+    ]
     whole = [walk.labels.find(label).expand(size) for label, size in zip(labels, sizes, strict=True)]
     return walk.labels.find(torch.cat(whole, dim))
 

@@ -43,11 +43,13 @@ def describe_removal(module: nn.Module, coupling: Coupling, units: Collection[in
             kept = tuple(stays.nonzero().flatten().tolist())
             cuts.setdefault(name, {})[str(dim)] = lists.setdefault(kept, len(lists))
     whole = [name for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention)]
+    state = _named(module)
     attention = [name for name in whole if f"{name}.in_proj_weight" in cuts]
     attributes = _attributes(module, coupling, gone)
     return {
         "kept": [list(kept) for kept in lists],
         "cuts": cuts,
+        "shapes": {name: list(state[name].shape) for name in cuts},
         "attributes": {path: values for path, values in attributes.items() if path not in attention},
         "attention": attention,
     }
@@ -67,7 +69,9 @@ def _attributes(module: nn.Module, coupling: Coupling, gone: Tensor) -> dict[str
             new = int(stays.amax(rest).sum()) if stays.shape[dim] > 1 else old
             sizes.setdefault(old, set()).add(new)
         for name, value in vars(module.get_submodule(site.path)).items():
-            news = sizes.get(value, set()) - {value} if isinstance(value, int) and not isinstance(value, bool) else set()
+            news = (
+                sizes.get(value, set()) - {value} if isinstance(value, int) and not isinstance(value, bool) else set()
+            )
             if len(news) == 1 and (len(sizes[value]) == 1 or _counts(name)):
                 found.setdefault(site.path, {})[name] = news.pop()
     return found
@@ -84,15 +88,17 @@ def apply_step(module: nn.Module, step: Mapping[str, Any]) -> Removed:
     Raises RequestError where the module has not the parameters or sizes that the step was written for.
     """
     dropped = tuple(tensor for block in step.get("blocks", ()) for tensor in _shortcut(module, block))
-    state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    state = _named(module)
     cuts, seen = [], set()
+    for name in step.get("cuts", {}):
+        _check_shape(state, name, step["shapes"][name])
     for name, axes in step.get("cuts", {}).items():
-        tensor = _found(state, name)
+        tensor = state[name]
         if id(tensor) in seen:  # tied
             continue
         seen.add(id(tensor))
         kept = {int(dim): torch.tensor(step["kept"][number]) for dim, number in axes.items()}
-        _cut(name, tensor, kept)
+        _cut(tensor, kept)
         cuts.append((tensor, kept))
     for path in step.get("attention", ()):
         _replace(module, path, ThinnedAttention(module.get_submodule(path)))  # type: ignore[arg-type]
@@ -110,34 +116,34 @@ def _shortcut(module: nn.Module, block: Mapping[str, Any]) -> list[Tensor]:
     return replace_block(module, block)
 
 
-def _found(state: Mapping[str, Tensor], name: str) -> Tensor:
+def _named(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _check_shape(state: Mapping[str, Tensor], name: str, expected: Sequence[int]) -> None:
+    fix = "apply a structure to the architecture it was written for, freshly made"
     if name not in state:
-        raise RequestError(
-            f"the structure cuts '{name}', which this module lacks",
-            fix="apply a structure to the architecture it was written for, freshly made",
-        )
-    return state[name]
+        raise RequestError(f"the structure cuts '{name}', which this module lacks", fix=fix)
+    if list(state[name].shape) != list(expected):
+        shapes = f"of shape {tuple(expected)}, here it is {tuple(state[name].shape)}"
+        raise RequestError(f"the structure cuts '{name}' {shapes}", fix=fix)
 
 
-def _cut(name: str, tensor: Tensor, kept: Mapping[int, Tensor]) -> None:
-    data = tensor.data
+def _cut(tensor: Tensor, kept: Mapping[int, Tensor]) -> None:
+    gradient, data = tensor.grad, _select(tensor.data, kept)
+    tensor.grad = None  # a gradient has to have its tensor's shape at all times
+    tensor.data = data
+    if gradient is not None:
+        tensor.grad = _select(gradient, kept)
+
+
+def _select(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     for dim, indices in kept.items():
-        if dim >= data.ndim or int(indices.max()) >= data.shape[dim]:
-            raise RequestError(
-                f"the structure keeps index {int(indices.max())} of axis {dim} of '{name}', whose shape is "
-                f"{tuple(tensor.shape)}",
-                fix="apply a structure to the architecture it was written for, freshly made",
-            )
-        data = data.index_select(dim, indices.to(data.device))
-    if tensor.grad is not None:
-        gradient = tensor.grad
-        for dim, indices in kept.items():
-            gradient = gradient.index_select(dim, indices.to(data.device))
-        tensor.grad = None
-        tensor.data = data
-        tensor.grad = gradient
-    else:
-        tensor.data = data
+        tensor = tensor.index_select(dim, indices.to(tensor.device))
+    return tensor
 
 
 def _replace(module: nn.Module, path: str, part: nn.Module) -> None:
@@ -197,8 +203,7 @@ def _cut_state(state: Mapping[str, Any], parameter: Tensor, kept: Mapping[int, T
     new = {}
     for name, value in state.items():
         if isinstance(value, Tensor) and value.ndim == parameter.ndim:
-            for dim, indices in kept.items():
-                value = value.index_select(dim, indices.to(value.device))
+            value = _select(value, kept)
             if value.shape != parameter.shape:
                 return {}
         elif isinstance(value, Tensor) and value.ndim > 0:

@@ -84,9 +84,7 @@ def thin(
     skip = {place: "is ignored" for place, group in enumerate(coupling.groups) if _layers(group.makers) & ignored}
     worths = score_groups(work, coupling, score, data=data, loss=loss)
     rest = cost_of(coupling, cost)
-    choice = choose(
-        coupling, worths, target * before[0] / rest, multiple=multiple, cost=cost, skip={*skip, *failing}
-    )
+    choice = choose(coupling, worths, target * before[0] / rest, multiple=multiple, cost=cost, skip={*skip, *failing})
     _check_reached(choice, rest / before[0], target, multiple)
     steps = taken + [describe_removal(work, coupling, choice.units)] * bool(choice.units)
     if choice.units:
@@ -155,9 +153,7 @@ def match_layers(coupling: Coupling, patterns: Sequence[str]) -> set[str]:
             fits = {name for name in names if name == pattern or name.startswith(pattern + ".")}
         if not fits:
             near = get_close_matches(pattern.removeprefix("re:"), names, 3, 0.3) or names[:3]
-            raise RequestError(
-                f"ignore pattern '{pattern}' matches no layer", fix=f"did you mean {', '.join(near)}?"
-            )
+            raise RequestError(f"ignore pattern '{pattern}' matches no layer", fix=f"did you mean {', '.join(near)}?")
         found |= fits
     return found
 
@@ -193,7 +189,9 @@ def check_removal(module: nn.Module, coupling: Coupling, units: Collection[int],
             got = thinner(*inputs)
     except (RuntimeError, ValueError, IndexError, AssertionError, AttributeError, TypeError) as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
-        raise StageError(first[0], fix="leave these layers out with ignore=…, or reshape by tensors' own sizes") from error
+        raise StageError(
+            first[0], fix="leave these layers out with ignore=…, or reshape by tensors' own sizes"
+        ) from error
     silent = silenced(module, coupling, units)
     with evaluating(silent), torch.no_grad():
         off = drift(got, silent(*inputs))

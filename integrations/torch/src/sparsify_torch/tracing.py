@@ -30,7 +30,7 @@ def trace(module: nn.Module, example_inputs: tuple[Any, ...]) -> Trace:
         warnings.simplefilter("ignore")  # torch.export's own deprecations
         try:
             program = torch.export.export(module, example_inputs, strict=False)
-        except Exception as error:  # noqa: BLE001 - torch.export raises whatever the module's forward raises
+        except Exception as error:
             first = str(error).strip().splitlines() or [type(error).__name__]
             raise RequestError(
                 f"{type(module).__name__} cannot be traced with the example inputs: {first[0]}",
