@@ -13,8 +13,8 @@ from torch.nn import functional
 class ThinnedAttention(nn.Module):
     """Stand in for nn.MultiheadAttention, with its parameters under their own names.
 
-    nn.MultiheadAttention insists that heads x head width = model width, so it cannot lose a head. Inputs and outputs are
-    its own, without `bias_k`, `add_zero_attn` and differing key and value widths.
+    nn.MultiheadAttention insists that heads x head width = model width, so it cannot lose a head. Inputs and outputs
+    are its own, without `bias_k`, `add_zero_attn` and differing key and value widths.
     """
 
     def __init__(self, whole: nn.MultiheadAttention) -> None:

@@ -57,7 +57,7 @@ def choose(
     """Choose removals until the cost is at most `target` of the whole.
 
     The next removal is that with the least worth lost per cost saved. Worth is lost as minus the logarithm of what its
-    group keeps, so that no group is emptied because its neighbours are dearer. skip: positions of groups to leave alone.
+    group keeps, so that no group is emptied because its neighbours are dearer. skip: positions of groups to leave.
     """
     ladders = {
         place: steps(group, coupling, worth, multiple)

@@ -22,7 +22,7 @@ from sparsify_torch.walk import Axis, Site, Walk, Work, layer_of
 class Group:
     """Hold channels that take the same parameters; a unit is what one removal takes at least.
 
-    share: by axis, how many of its indices one unit takes. makers: the axes whose width the runtime's blocks matter for.
+    share: by axis, how many of its indices one unit takes. makers: the axes whose width runtimes work on in blocks.
     """
 
     units: tuple[int, ...]
@@ -31,12 +31,13 @@ class Group:
 
     @property
     def name(self) -> str:
+        """Return the layers that make these channels, joined by `+`."""
         return "+".join(dict.fromkeys(layer_of(axis[0]) for axis in self.makers))
 
 
 @dataclass(frozen=True)
 class Coupling:
-    """Hold a module's channels by parameter axis, the groups they form, and the layers that cannot be thinned, with why.
+    """Hold a module's channels by parameter axis, the groups they form, and why other layers cannot be thinned.
 
     roles: `out` where a layer makes its channels, `in` where it reads them, `along` where they pass through.
     """

@@ -39,9 +39,10 @@ def score_groups(
     """Score every group of a coupling, in its order.
 
     l2, l1: norm of all weights a unit takes, each layer's share of them counting alike (Li et al. 2017,
-    arXiv:1608.08710; over the group as in DepGraph, arXiv:2301.12900), a group counting as often as layers make it. bn: size of the batch norm's scales (Liu et al.
-    2017, arXiv:1708.06519); l2 where a group has none. taylor: squared sum of gradient x weight over a unit, averaged over
-    the first `batches` of data (Molchanov et al. 2019, arXiv:1906.10771); only it compares groups with one another.
+    arXiv:1608.08710; over the group as in DepGraph, arXiv:2301.12900), a group counting as often as layers make it.
+    bn: size of the batch norm's scales (Liu et al. 2017, arXiv:1708.06519); l2 where a group has none. taylor: squared
+    sum of gradient x weight over a unit, averaged over the first `batches` of data (Molchanov et al. 2019,
+    arXiv:1906.10771). Raises RequestError for taylor without data and loss.
     """
     if score == "taylor":
         return _by_taylor(module, coupling, data, loss, batches)

@@ -105,7 +105,7 @@ def _block(path: str, part: nn.Module, nodes: list[Node], held: Mapping[str, str
 
 
 def _around(node: Node, source: Node, path: str, ours: Collection[Node]) -> list[str] | None:
-    """Return what lies on the way from a block's input to its output that skips its branches; `.child` or an activation."""
+    """Return what lies on the way from a block's input to its output past its branches: `.child`, or an activation."""
     if node is source:
         return []
     if node not in ours:

@@ -51,9 +51,9 @@ def thin_to_speed(
 ) -> Mixed:
     """Take out blocks and channels in place until ONNX Runtime runs the module `speedup` times as fast.
 
-    Blocks are ranked by time saved per change of the outputs; with 0, 1, 2 … of them gone, channels make up the rest, and
-    the mix whose outputs change least on `data` (batch norms set anew on it), else on the example inputs, is kept. Raises
-    RequestError where no mix reaches it.
+    Blocks are ranked by time saved per change of the outputs; with 0, 1, 2 … of them gone, channels make up the rest,
+    and the mix whose outputs change least on `data` (batch norms set anew on it), else on the example inputs, is kept.
+    Raises RequestError where no mix reaches it.
     """
     if speedup <= 1:
         raise RequestError(f"speedup {speedup} asks for nothing", fix="give a speedup above 1, e.g. 1.6")

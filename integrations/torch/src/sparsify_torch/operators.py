@@ -54,9 +54,8 @@ def _pointwise(walk: Walk, node: Node) -> Tensor:
     reads = [read for read in node.all_input_nodes if not _whole(walk, read)]
     labels = [(align(walk.label(read), rank), _sizes(read, rank)) for read in reads]
     axes = sorted({dim for label, _ in labels for dim in varying(label)})
-    for read in node.all_input_nodes:
-        if _whole(walk, read):
-            labels.append((_matched(walk, read, axes, rank), _sizes(read, rank)))
+    whole = [read for read in node.all_input_nodes if _whole(walk, read)]
+    labels += [(_matched(walk, read, axes, rank), _sizes(read, rank)) for read in whole]
     return _together(walk, labels, axes, rank)
 
 

@@ -31,8 +31,9 @@ class Removed:
 def describe_removal(module: nn.Module, coupling: Coupling, units: Collection[int]) -> dict[str, Any]:
     """Write the step that removes `units`, as plain data.
 
-    `kept` holds lists of indices, `cuts` says which list holds for which axis of which parameter or buffer, `attributes`
-    gives integers of modules their new values, `attention` names what becomes ThinnedAttention.
+    `kept` holds lists of indices, `cuts` says which list holds for which axis of which parameter or buffer, `shapes`
+    what these had before, `attributes` gives integers of modules their new values, `attention` names what becomes
+    ThinnedAttention.
     """
     gone = torch.tensor(sorted(units), dtype=torch.int64)
     lists: dict[tuple[int, ...], int] = {}
@@ -184,8 +185,8 @@ def apply_structure(module: nn.Module, structure: Structure) -> None:
 def remap_optimizer(optimizer: torch.optim.Optimizer, removed: Sequence[Removed]) -> None:
     """Cut an optimizer's state as the parameters were cut, and take out parameters that are gone.
 
-    Everything of a parameter's old shape is cut (momentum, both moments of Adam); factored states are dropped, and start
-    anew.
+    Everything of a parameter's old shape is cut (momentum, both moments of Adam); factored states are dropped, and
+    start anew.
     """
     for removal in removed:
         for parameter, kept in removal.cuts:

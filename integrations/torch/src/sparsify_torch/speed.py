@@ -27,10 +27,10 @@ RUNS = 15
 
 
 def measured_cost(threads: int = 1, *, runs: int = RUNS) -> Cost:
-    """Return a cost in milliseconds: each operator timed alone in ONNX Runtime at the widths asked for, and remembered.
+    """Return a cost in milliseconds: each operator timed alone in ONNX Runtime at the asked widths, and remembered.
 
-    The look-up tables of Yang et al., "NetAdapt", ECCV 2018 (arXiv:1804.03230); the kernel's own time from ONNX Runtime's
-    profile, without the layout changes that stand between operators in a model of one. What no micro-model is made for
+    The look-up tables of Yang et al., "NetAdapt", ECCV 2018 (arXiv:1804.03230); the kernel's own time from ONNX
+    Runtime's profile, without the layout changes around a model of one operator. What no micro-model is made for
     (attention's products) costs the same share of its time as of its MACs, at the rate of the operators measured.
     """
     known: dict[tuple[Any, ...], float] = {}
@@ -120,8 +120,9 @@ def write_onnx(module: nn.Module, example_inputs: tuple[Any, ...], path: Path) -
     with evaluating(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(module, example_inputs, dynamo=True, verbose=False, external_data=False)
-    assert program is not None, "torch.onnx.export(dynamo=True) returns the program"
-    program.save(str(path), external_data=False)
+    program.save(  # type: ignore[union-attr]  # with dynamo=True it returns the program
+        str(path), external_data=False
+    )
 
 
 def speedups(

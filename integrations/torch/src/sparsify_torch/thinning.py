@@ -27,8 +27,8 @@ SAME = 1e-3  # of the output's size: float32 sums in another order stay below it
 class Thinned:
     """Report what became of a module.
 
-    widths: by layer, channels before and after. kept: layers that cannot be thinned, with the reason. structure: steps for
-    `apply_structure`, plain JSON data. removed: for `remap_optimizer`. macs: of the example inputs' batch.
+    widths: by layer, channels before and after. kept: layers that cannot be thinned, with the reason. structure: steps
+    for `apply_structure`, plain JSON data. removed: for `remap_optimizer`. macs: of the example inputs' batch.
     """
 
     widths: Mapping[str, tuple[int, int]]
@@ -65,8 +65,8 @@ def thin(
     """Remove channels and heads in place until the module needs at most `target` (0-1) of its MACs, or of `cost`.
 
     multiple: widths stay multiples of it, and at least one block stays (16 floats are ONNX Runtime's on x86). ignore:
-    names or `re:` patterns of layers to leave as they are. blocks: of `find_blocks`, taken out first. data, loss: for score
-    'taylor'. The target is of the module as given. Call again between epochs to go on; concatenate the structures.
+    names or `re:` patterns of layers to leave as they are. blocks: of `find_blocks`, taken out first. data, loss: for
+    score 'taylor'. The target is of the module as given. Call again between epochs; concatenate the structures.
 
     Raises RequestError for a pattern that matches nothing, or a target that cannot be reached; StageError where what is
     left does not compute what the same module with those channels silenced does. Then the module is unchanged.
@@ -117,8 +117,8 @@ def _check_reached(choice: Choice, rest: float, target: float, multiple: int) ->
         raise RequestError(
             f"{target:.1%} cannot be reached: with widths in multiples of {multiple}, and at least one each, "
             f"{choice.least * rest:.1%} is the least",
-            fix=f"ask for target={choice.least * rest + 0.005:.2f}, pass a smaller multiple, ignore fewer layers, or take "
-            "out blocks (find_blocks)",
+            fix=f"ask for target={choice.least * rest + 0.005:.2f}, pass a smaller multiple, ignore fewer layers, or "
+            "take out blocks (find_blocks)",
         )
 
 
