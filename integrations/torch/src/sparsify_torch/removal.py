@@ -17,14 +17,20 @@ Structure = list[dict[str, Any]]  # steps, each plain JSON data
 
 
 @dataclass(frozen=True)
-class Removed:
-    """Hold what a removal did: the step that repeats it, the live tensors it cut, and the parameters it dropped.
+class Cut:
+    """Hold a parameter or buffer as it was, what took its place, and by axis the indices kept."""
 
-    cuts: a parameter and, by axis, the indices kept of it.
-    """
+    old: Tensor
+    new: Tensor
+    kept: Mapping[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Hold what a removal did: the step that repeats it, the tensors it cut, and the parameters it dropped."""
 
     step: dict[str, Any]
-    cuts: tuple[tuple[Tensor, Mapping[int, Tensor]], ...]
+    cuts: tuple[Cut, ...]
     dropped: tuple[Tensor, ...] = ()
 
 
@@ -85,22 +91,21 @@ def _counts(name: str) -> bool:
 def apply_step(module: nn.Module, step: Mapping[str, Any]) -> Removed:
     """Carry out one step of a structure in place.
 
-    Parameters keep their identity, so optimizers and references go on to hold them; gradients are cut too.
+    What is cut becomes a new parameter, gradients too: call `remap_optimizer`, and wrap for distributed training anew.
     Raises RequestError where the module has not the parameters or sizes that the step was written for.
     """
     dropped = tuple(tensor for block in step.get("blocks", ()) for tensor in _shortcut(module, block))
     state = _named(module)
-    cuts, seen = [], set()
     for name in step.get("cuts", {}):
         _check_shape(state, name, step["shapes"][name])
+    cuts: dict[int, Cut] = {}
     for name, axes in step.get("cuts", {}).items():
-        tensor = state[name]
-        if id(tensor) in seen:  # tied
-            continue
-        seen.add(id(tensor))
-        kept = {int(dim): torch.tensor(step["kept"][number]) for dim, number in axes.items()}
-        _cut(tensor, kept)
-        cuts.append((tensor, kept))
+        old = state[name]
+        if id(old) not in cuts:  # a tied parameter stays tied
+            kept = {int(dim): torch.tensor(step["kept"][number]) for dim, number in axes.items()}
+            cuts[id(old)] = Cut(old, _cut(old, kept), kept)
+        path, _, short = name.rpartition(".")
+        setattr(module.get_submodule(path), short, cuts[id(old)].new)
     for path in step.get("attention", ()):
         _replace(module, path, ThinnedAttention(module.get_submodule(path)))  # type: ignore[arg-type]
     for path, values in step.get("attributes", {}).items():
@@ -108,7 +113,7 @@ def apply_step(module: nn.Module, step: Mapping[str, Any]) -> Removed:
             setattr(module.get_submodule(path), name, value)
     for path in sorted({name.rpartition(".")[0] for name in step.get("cuts", {})}):
         _refresh(module.get_submodule(path))
-    return Removed(dict(step), tuple(cuts), dropped)
+    return Removed(dict(step), tuple(cuts.values()), dropped)
 
 
 def _shortcut(module: nn.Module, block: Mapping[str, Any]) -> list[Tensor]:
@@ -133,12 +138,18 @@ def _check_shape(state: Mapping[str, Tensor], name: str, expected: Sequence[int]
         raise RequestError(f"the structure cuts '{name}' {shapes}", fix=fix)
 
 
-def _cut(tensor: Tensor, kept: Mapping[int, Tensor]) -> None:
-    gradient, data = tensor.grad, _select(tensor.data, kept)
-    tensor.grad = None  # a gradient has to have its tensor's shape at all times
-    tensor.data = data
-    if gradient is not None:
-        tensor.grad = _select(gradient, kept)
+def _cut(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+    """Return the kept part as a tensor of its own.
+
+    Cutting `.data` in place would leave the gradient's node of a graph that is still alive with the old shape.
+    """
+    new = _select(tensor.detach(), kept)
+    if not isinstance(tensor, nn.Parameter):
+        return new
+    parameter = nn.Parameter(new, tensor.requires_grad)
+    if tensor.grad is not None:
+        parameter.grad = _select(tensor.grad, kept)
+    return parameter
 
 
 def _select(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
@@ -189,25 +200,25 @@ def remap_optimizer(optimizer: torch.optim.Optimizer, removed: Sequence[Removed]
     start anew.
     """
     for removal in removed:
-        for parameter, kept in removal.cuts:
-            state = optimizer.state.get(parameter)
-            if state:
-                optimizer.state[parameter] = _cut_state(state, parameter, kept)
+        news = {id(cut.old): cut.new for cut in removal.cuts}
+        for cut in removal.cuts:
+            if cut.old in optimizer.state:
+                optimizer.state[cut.new] = _cut_state(optimizer.state.pop(cut.old), cut)
         gone = {id(parameter) for parameter in removal.dropped}
         for parameter in removal.dropped:
             optimizer.state.pop(parameter, None)
         for group in optimizer.param_groups:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
+            left = [parameter for parameter in group["params"] if id(parameter) not in gone]
+            group["params"] = [news.get(id(parameter), parameter) for parameter in left]
 
 
-def _cut_state(state: Mapping[str, Any], parameter: Tensor, kept: Mapping[int, Tensor]) -> dict[str, Any]:
+def _cut_state(state: Mapping[str, Any], cut: Cut) -> dict[str, Any]:
     new = {}
     for name, value in state.items():
-        if isinstance(value, Tensor) and value.ndim == parameter.ndim:
-            value = _select(value, kept)
-            if value.shape != parameter.shape:
+        kept = value
+        if isinstance(value, Tensor) and value.ndim > 0:
+            if value.shape != cut.old.shape:
                 return {}
-        elif isinstance(value, Tensor) and value.ndim > 0:
-            return {}
-        new[name] = value
+            kept = _select(value, cut.kept)
+        new[name] = kept
     return new

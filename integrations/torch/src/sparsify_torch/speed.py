@@ -111,7 +111,7 @@ def _kernel_ms(model: onnx.ModelProto, threads: int, runs: int) -> float:
         for _ in range(runs):
             session.run(None, inputs)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    took = [event["dur"] for event in events if event["name"].startswith("layer") and "kernel_time" in event["name"]]
+    took = [event["dur"] for event in events if event.get("args", {}).get("op_name") == model.graph.node[0].op_type]
     return float(median(took or [0])) / 1000
 
 
