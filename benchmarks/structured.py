@@ -144,7 +144,9 @@ def ways(
         return thin(module, inputs, target=1.0, blocks=ranked[:count])
 
     def mixed(module: nn.Module) -> Thinned:
-        report = thin_to_speed(module, inputs, speedup=1.8, data=data, loss=functional.cross_entropy, threads=threads)
+        report = thin_to_speed(
+            module, inputs, speedup=1.8, data=data, loss=functional.cross_entropy, threads=threads, most_blocks=6
+        )
         print("weighed", report.weighed, flush=True)
         return report.thinned
 
@@ -186,6 +188,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("images", type=Path)
     parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     dense = ResNet20()
@@ -196,7 +199,10 @@ def main() -> None:
     data = [(taught[0][place::157][:128], taught[1][place::157][:128]) for place in range(8)]
     thinner: dict[str, nn.Module] = {"dense": dense}
     reports: dict[str, Thinned] = {}
-    for name, change in ways(dense, inputs, data, options.threads).items():
+    chosen = ways(dense, inputs, data, options.threads)
+    for name, change in chosen.items():
+        if options.only and name not in options.only:
+            continue
         started = time.perf_counter()
         thinner[name] = copy.deepcopy(dense)
         reports[name] = change(thinner[name])

@@ -40,13 +40,14 @@ class ThinnedAttention(nn.Module):
         turned = not self.batch_first and query.ndim == 3
         reads: Any = [query] if query is key and key is value else [query, key, value]
         reads = [read.transpose(0, 1) if turned else read for read in reads]
-        split = [part.unflatten(-1, (-1, self.head_dim)).transpose(-2, -3) for part in self._project(reads)]
+        split = [part.reshape(*part.shape[:-1], -1, self.head_dim).transpose(-2, -3) for part in self._project(reads)]
         mask = _mask(split[0], attn_mask, key_padding_mask)
+        drop = self.dropout if self.training else 0.0
         if need_weights:
-            made, seen = _attend(split, mask, self.dropout if self.training else 0.0, average_attn_weights)
+            made, seen = _attend(split, mask, drop, average_attn_weights)
         else:
-            drop = self.dropout if self.training else 0.0
-            made, seen = functional.scaled_dot_product_attention(*split, attn_mask=mask, dropout_p=drop), None
+            query, key, value = split
+            made, seen = functional.scaled_dot_product_attention(query, key, value, mask, drop), None
         made = self.out_proj(made.transpose(-2, -3).flatten(-2))
         return (made.transpose(0, 1) if turned else made), seen
 
@@ -66,7 +67,7 @@ def _mask(query: Tensor, attn_mask: Tensor | None, padding: Tensor | None) -> Te
             if mask.dtype == torch.bool:
                 mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask, float("-inf"))
             heads = mask.ndim == 3 and query.ndim == 4  # (batch x heads, length, length)
-            parts.append(mask.unflatten(0, query.shape[:2]) if heads else mask)
+            parts.append(mask.reshape(*query.shape[:2], *mask.shape[1:]) if heads else mask)
     return sum(parts[1:], parts[0]) if parts else None
 
 

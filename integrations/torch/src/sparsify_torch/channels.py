@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -102,10 +103,7 @@ class _Bill:
         self.counts: list[tuple[Mapping[int, int], ...]] = []
         self.readers: dict[int, set[int]] = {}
         for place, work in enumerate(self.works):
-            counted = []
-            for channels in work.channels:
-                numbers, counts = channels.unique(return_counts=True)
-                counted.append(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+            counted = [Counter(channels.tolist()) for channels in work.channels]
             self.counts.append(tuple(counted))
             for unit in {unit for factor in counted for unit in factor}:
                 self.readers.setdefault(unit, set()).add(place)

@@ -6,13 +6,14 @@ otherwise: every index of every parameter axis is a channel, operators merge cha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from sparsify_torch.labels import varying
+from sparsify_torch.labels import numbers, varying
 from sparsify_torch.operators import follow
 from sparsify_torch.tracing import trace
 from sparsify_torch.walk import Axis, Site, Walk, Work, layer_of
@@ -91,27 +92,26 @@ def _finish(walk: Walk) -> Coupling:
 def _groups(axes: Mapping[Axis, Tensor], roles: Mapping[Axis, str], staying: Mapping[int, str]) -> Iterable[Group]:
     """Gather the channels that take equally many indices of the same axes; in the order of their first layer."""
     takes: dict[int, dict[Axis, int]] = {}
-    for key, channels in axes.items():
-        numbers, counts = channels.unique(return_counts=True)
-        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+    for axis, channels in axes.items():
+        for number, count in Counter(channels.tolist()).items():
             if number not in staying:
-                takes.setdefault(number, {})[key] = count
+                takes.setdefault(number, {})[axis] = count
     gathered: dict[tuple[tuple[Axis, int], ...], list[int]] = {}
     for number, taken in takes.items():
         gathered.setdefault(tuple(taken.items()), []).append(number)
-    for key, units in gathered.items():
-        makers = tuple(axis for axis, _ in key if roles[axis] == "out")
+    for share, units in gathered.items():
+        makers = tuple(axis for axis, _ in share if roles[axis] == "out")
         if makers and len(units) > 1:
-            yield Group(tuple(sorted(units)), dict(key), makers)
+            yield Group(tuple(sorted(units)), dict(share), makers)
 
 
 def _reasons(axes: Mapping[Axis, Tensor], roles: Mapping[Axis, str], staying: Mapping[int, str]) -> dict[str, str]:
     """Say of each layer none of whose output channels can go what holds them."""
     found = {}
     for key, channels in axes.items():
-        numbers = channels.unique().tolist()
-        if roles[key] == "out" and all(number in staying for number in numbers):
-            found[layer_of(key[0])] = staying[numbers[0]]
-        elif roles[key] == "out" and len(numbers) == 1:
+        units = numbers(channels)
+        if roles[key] == "out" and all(number in staying for number in units):
+            found[layer_of(key[0])] = staying[units[0]]
+        elif roles[key] == "out" and len(units) == 1:
             found[layer_of(key[0])] = "all its channels can only go at once"
     return found

@@ -38,7 +38,8 @@ class Labels:
 
     def merge(self, one: Tensor, other: Tensor) -> None:
         """Couple two labels element by element, broadcasting."""
-        left, right = (label.reshape(-1) for label in torch.broadcast_tensors(one, other))
+        sizes = common_sizes(one, other)
+        left, right = one.expand(sizes).reshape(-1), other.expand(sizes).reshape(-1)
         while not torch.equal(self.roots[left], self.roots[right]):
             low = torch.minimum(self.roots[left], self.roots[right])
             for side in (left, right):
@@ -56,7 +57,7 @@ class Labels:
 
     def pin(self, label: Tensor, reason: str) -> Tensor:
         """Mark channels that must stay, and why; return the label."""
-        for number in self.roots[label].unique().tolist():
+        for number in numbers(self.roots[label]):
             self.reasons.setdefault(number, reason)
         return label
 
@@ -70,6 +71,17 @@ class Labels:
         for number, reason in self.reasons.items():
             found.setdefault(int(self.roots[number]), reason)
         return found
+
+
+def common_sizes(*labels: Tensor) -> tuple[int, ...]:
+    """Return the sizes that labels broadcast to."""
+    rank = max(label.ndim for label in labels)
+    return tuple(max(sizes) for sizes in zip(*(align(label, rank).shape for label in labels), strict=True))
+
+
+def numbers(label: Tensor) -> list[int]:
+    """Return the different channels of a label, in order."""
+    return sorted(set(label.reshape(-1).tolist()))
 
 
 def varying(label: Tensor) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,7 @@ def find_blocks(module: nn.Module, example_inputs: tuple[Any, ...], *, plain: bo
     for node in nodes:
         for path in _paths(node):
             inside.setdefault(path, []).append(node)
-    found = []
+    found: list[Block] = []
     for path, part in module.named_modules():
         if path in inside:
             block = _block(path, part, inside[path], recorded.held, plain)
@@ -169,7 +170,8 @@ def drift(outputs: Any, expected: Any) -> float:
     """Return the size of the change of a module's outputs, as a share of their own."""
     pairs = list(zip(_tensors(outputs), _tensors(expected), strict=True))
     changed = sum(float((one.float() - other.float()).square().sum()) for one, other in pairs)
-    return (changed / max(sum(float(other.float().square().sum()) for _, other in pairs), 1e-30)) ** 0.5
+    whole = sum(float(other.float().square().sum()) for _, other in pairs)
+    return math.sqrt(changed / max(whole, 1e-30))
 
 
 def _tensors(value: Any) -> list[Tensor]:

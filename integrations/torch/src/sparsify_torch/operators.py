@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from sparsify_torch.labels import align, varying
+from sparsify_torch.labels import align, common_sizes, varying
 from sparsify_torch.tracing import operator, shape
 from sparsify_torch.walk import Held, Walk, along, layer_of
 
@@ -36,6 +36,11 @@ def _rule(node: Node) -> Rule:
     if name in RULES:
         return RULES[name]
     return _pointwise if torch.Tag.pointwise in getattr(node.target, "tags", ()) else _unknown
+
+
+def _args(node: Node) -> Any:
+    """Return a node's positional arguments, whose types its operator's schema knows."""
+    return node.args
 
 
 def _own(walk: Walk, node: Node, reason: str) -> Tensor:
@@ -81,7 +86,7 @@ def _together(walk: Walk, labels: Sequence[tuple[Tensor, tuple[int, ...]]], axes
     takes = [label for label, sizes in labels if label.numel() > 1 or not axes or any(sizes[dim] > 1 for dim in axes)]
     if not takes:
         return walk.labels.pinned(rank, "values that are no tensors")
-    first = torch.broadcast_tensors(*takes)[0]
+    first = takes[0].expand(common_sizes(*takes))
     for other in takes:
         walk.labels.merge(first, other)
     return walk.labels.find(first)
@@ -94,7 +99,7 @@ def _only(walk: Walk, label: Tensor, dim: int) -> Tensor:
 
 
 def _linear(walk: Walk, node: Node) -> Tensor:
-    read, weight, *bias = node.args
+    read, weight, *bias = _args(node)
     held = walk.values[weight]
     if not isinstance(held, Held):
         return _unknown(walk, node)
@@ -114,7 +119,7 @@ def _product(walk: Walk, node: Node, reads: Tensor, held: Held, dims: tuple[int,
 
 
 def _matmul(walk: Walk, node: Node) -> Tensor:
-    left, right = node.args[:2]
+    left, right = _args(node)[:2]
     held = walk.values[right]
     if isinstance(held, Held) and len(walk.shapes[held.name]) == 2 and not isinstance(walk.values[left], Held):
         return _product(walk, node, _only(walk, walk.label(left), -1), held, (1, 0), ())
@@ -126,7 +131,7 @@ def _matmul(walk: Walk, node: Node) -> Tensor:
 
 
 def _attention(walk: Walk, node: Node) -> Tensor:
-    query, key, value, *rest = node.args
+    query, key, value, *rest = _args(node)
     if node.kwargs.get("enable_gqa") or len(shape(query)) < 3:
         return _unknown(walk, node)
     masks = [read for read in (*rest[:1], node.kwargs.get("attn_mask")) if isinstance(read, Node)]
@@ -149,7 +154,7 @@ def _heads(walk: Walk, node: Node, reads: Sequence[Any]) -> Tensor:
 
 def _conv(walk: Walk, node: Node) -> Tensor:
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    given = {**dict(zip(names, _args(node), strict=False)), **node.kwargs}
     read, weight, groups = given["input"], given["weight"], int(given.get("groups", 1))
     held = walk.values[weight]
     spatial = len(shape(weight)) - 2
@@ -182,7 +187,7 @@ def _grouped_conv(walk: Walk, held: Held, reads: Tensor, groups: int) -> tuple[T
 
 
 def _transposed_conv(walk: Walk, node: Node) -> Tensor:
-    read, weight, bias, *rest = (*node.args, *(None,) * 6)[:9]
+    read, weight, bias, *rest = (*_args(node), *(None,) * 6)[:9]
     held = walk.values[weight]
     if not isinstance(held, Held) or (rest[3] or 1) != 1:
         return _unknown(walk, node)
@@ -197,7 +202,7 @@ def _transposed_conv(walk: Walk, node: Node) -> Tensor:
 
 def _per_channel(walk: Walk, node: Node) -> Tensor:
     """Follow an operator whose vectors hold one value a channel: batch norm, instance norm, PReLU."""
-    read, *vectors = node.args
+    read, *vectors = _args(node)
     rank = len(shape(node))
     channels = _only(walk, walk.label(read), 1).expand(shape(read)[1])
     for vector in vectors:
@@ -208,8 +213,8 @@ def _per_channel(walk: Walk, node: Node) -> Tensor:
 
 def _over_last(walk: Walk, node: Node) -> Tensor:
     """Follow layer and RMS norm: their statistics are over the channels, so none can go."""
-    sizes: Any = node.args[1]
-    label = walk.label(node.args[0])
+    sizes: Any = _args(node)[1]
+    label = walk.label(_args(node)[0])
     if any(dim >= label.ndim - len(sizes) for dim in varying(label)):
         return _unknown(walk, node)
     return label
@@ -217,12 +222,12 @@ def _over_last(walk: Walk, node: Node) -> Tensor:
 
 def _over_dim(walk: Walk, node: Node) -> Tensor:
     """Follow softmax and the like: the channels along the axis it works on stay."""
-    label, dim = walk.label(node.args[0]), int(_argument(node, 1, "dim", -1))
+    label, dim = walk.label(_args(node)[0]), int(_argument(node, 1, "dim", -1))
     return _unknown(walk, node) if dim % label.ndim in varying(label) else label
 
 
 def _reduce(walk: Walk, node: Node) -> Tensor:
-    label = walk.label(node.args[0])
+    label = walk.label(_args(node)[0])
     dims = _argument(node, 1, "dim", None)
     whole = list(range(label.ndim)) if dims is None else [dims] if isinstance(dims, int) else list(dims)
     gone = {dim % label.ndim for dim in whole}
@@ -234,32 +239,32 @@ def _reduce(walk: Walk, node: Node) -> Tensor:
 
 
 def _argument(node: Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+    return _args(node)[position] if len(_args(node)) > position else node.kwargs.get(name, default)
 
 
 def _spatial(walk: Walk, node: Node) -> Tensor:
     """Follow pooling and resizing: they work within a channel."""
-    label = walk.label(node.args[0])
+    label = walk.label(_args(node)[0])
     return _unknown(walk, node) if any(dim > 1 for dim in varying(label)) else label
 
 
 def _same(walk: Walk, node: Node) -> Tensor:
-    return walk.label(node.args[0])
+    return walk.label(_args(node)[0])
 
 
 def _moved(walk: Walk, node: Node) -> Tensor:
     """Move labels as the operator moves elements."""
-    read: Any = node.args[0]
+    read: Any = _args(node)[0]
     target: Any = node.target
     label = walk.label(read).expand(shape(read))
-    return walk.labels.find(target(label, *node.args[1:], **node.kwargs))
+    return walk.labels.find(target(label, *_args(node)[1:], **node.kwargs))
 
 
 def _reshaped(walk: Walk, node: Node) -> Tensor:
-    read: Any = node.args[0]
+    read: Any = _args(node)[0]
     label = walk.label(read).expand(shape(read))
     if operator(node) == "repeat":
-        label = walk.labels.find(label.repeat(*node.args[1:]))
+        label = walk.labels.find(label.repeat(*_args(node)[1:]))
     else:
         label = label.expand(shape(node)) if operator(node).startswith("expand") else label.reshape(shape(node))
         label = walk.labels.find(label)
@@ -267,21 +272,21 @@ def _reshaped(walk: Walk, node: Node) -> Tensor:
     return label
 
 
-def _picked(walk: Walk, node: Node) -> Tensor:
+def _picked(walk: Walk, node: Node) -> Any:
     """Follow the choice of one index along an axis: that axis keeps its length, so channels along it go together."""
     dim = int(_argument(node, 1, "dim", 0))
     return _with_label(walk, node, lambda label: walk.labels.collapse(label, dim))
 
 
 def _with_label(walk: Walk, node: Node, change: Callable[[Tensor], Tensor]) -> Any:
-    read: Any = node.args[0]
+    read: Any = _args(node)[0]
     target: Any = node.target
-    moved = target(change(walk.label(read)).expand(shape(read)), *node.args[1:], **node.kwargs)
+    moved = target(change(walk.label(read)).expand(shape(read)), *_args(node)[1:], **node.kwargs)
     return walk.labels.find(moved) if isinstance(moved, Tensor) else [walk.labels.find(part) for part in moved]
 
 
 def _sliced(walk: Walk, node: Node) -> Tensor:
-    read: Any = node.args[0]
+    read: Any = _args(node)[0]
     dim = int(_argument(node, 1, "dim", 0)) % len(shape(read))
     if dim in varying(walk.label(read)) and shape(node) != shape(read):
         return _unknown(walk, node)
@@ -290,7 +295,7 @@ def _sliced(walk: Walk, node: Node) -> Tensor:
 
 def _parted(walk: Walk, node: Node) -> Any:
     """Follow split and chunk: parts of equal length lose the same positions; others cannot follow."""
-    read: Any = node.args[0]
+    read: Any = _args(node)[0]
     sizes = [tuple(part.shape) for part in node.meta["val"]]
     dim = int(_argument(node, 2, "dim", 0)) % len(shape(read))
     label = walk.label(read)
@@ -305,7 +310,7 @@ def _parted(walk: Walk, node: Node) -> Any:
 
 
 def _gated(walk: Walk, node: Node) -> Tensor:
-    label, dim = walk.label(node.args[0]), int(_argument(node, 1, "dim", -1))
+    label, dim = walk.label(_args(node)[0]), int(_argument(node, 1, "dim", -1))
     if label.shape[dim] == 1:
         return label
     one, other = label.chunk(2, dim)
@@ -314,13 +319,13 @@ def _gated(walk: Walk, node: Node) -> Tensor:
 
 
 def _item(walk: Walk, node: Node) -> Any:
-    value, index = walk.values[node.args[0]], node.args[1]  # type: ignore[index]
-    return value[index] if isinstance(value, list) else _own(walk, node, f"{operator(node.args[0])} makes them")  # type: ignore[arg-type]
+    value, index = walk.values[_args(node)[0]], _args(node)[1]
+    return value[index] if isinstance(value, list) else _own(walk, node, f"{operator(_args(node)[0])} makes them")
 
 
 def _joined(walk: Walk, node: Node) -> Tensor:
     """Follow concatenation; channels along other axes than the joined one are the same in every part."""
-    reads: Any = node.args[0]
+    reads: Any = _args(node)[0]
     reads = [read for read in reads if shape(read) != (0,)]
     rank = len(shape(reads[0]))
     dim = int(_argument(node, 1, "dim", 0)) % (rank + (operator(node) == "stack"))
@@ -340,19 +345,19 @@ def _joined(walk: Walk, node: Node) -> Tensor:
 
 def _padded(walk: Walk, node: Node) -> Tensor:
     """Follow padding: channels that padding adds stay, whatever is added to them."""
-    read, pads = node.args[:2]
+    read, pads = _args(node)[:2]
     label, rank = walk.label(read), len(shape(read))
-    touched = {rank - 1 - place // 2 for place, size in enumerate(pads) if size}  # type: ignore[arg-type]
+    touched = {rank - 1 - place // 2 for place, size in enumerate(pads) if size}
     if not touched & set(varying(label)):
         return label
     fill = int(walk.labels.pinned(1, "padding makes them"))
     grown = [size if dim in touched or label.shape[dim] > 1 else 1 for dim, size in enumerate(shape(read))]
-    return walk.labels.find(torch.constant_pad_nd(label.expand(grown), list(pads), fill))  # type: ignore[call-overload]
+    return walk.labels.find(torch.constant_pad_nd(label.expand(grown), list(pads), fill))
 
 
 def _pixels(walk: Walk, node: Node) -> Tensor:
-    factor = int(node.args[1]) ** 2  # type: ignore[arg-type]
-    channels = _only(walk, walk.label(node.args[0]), 1)
+    factor = int(_args(node)[1]) ** 2
+    channels = _only(walk, walk.label(_args(node)[0]), 1)
     if len(channels) == 1:
         return along(channels, len(shape(node)), 1)
     rows = walk.labels.collapse(channels.reshape(-1, factor), 1)

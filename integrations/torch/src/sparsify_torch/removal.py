@@ -107,7 +107,8 @@ def apply_step(module: nn.Module, step: Mapping[str, Any]) -> Removed:
         path, _, short = name.rpartition(".")
         setattr(module.get_submodule(path), short, cuts[id(old)].new)
     for path in step.get("attention", ()):
-        _replace(module, path, ThinnedAttention(module.get_submodule(path)))  # type: ignore[arg-type]
+        whole: Any = module.get_submodule(path)
+        _replace(module, path, ThinnedAttention(whole))
     for path, values in step.get("attributes", {}).items():
         for name, value in values.items():
             setattr(module.get_submodule(path), name, value)

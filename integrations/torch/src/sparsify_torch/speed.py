@@ -6,6 +6,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -119,10 +120,8 @@ def write_onnx(module: nn.Module, example_inputs: tuple[Any, ...], path: Path) -
     """Write a module in evaluation mode as it is timed: inputs of the example's sizes, weights in the file."""
     with evaluating(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
-        program = torch.onnx.export(module, example_inputs, dynamo=True, verbose=False, external_data=False)
-    program.save(  # type: ignore[union-attr]  # with dynamo=True it returns the program
-        str(path), external_data=False
-    )
+        program: Any = torch.onnx.export(module, example_inputs, dynamo=True, verbose=False, external_data=False)
+    program.save(str(path), external_data=False)
 
 
 def speedups(
@@ -136,7 +135,7 @@ def speedups(
         names = [spec.name for spec in onnx.load(str(next(iter(paths.values())))).graph.input]
         arrays = {name: _array(value) for name, value in zip(names, example_inputs, strict=True)}
         batch = next(iter(arrays.values())).shape[0]
-        candidates = [Candidate(name, lambda path=path: open_session(path, threads)) for name, path in paths.items()]  # type: ignore[misc]
+        candidates = [Candidate(name, partial(open_session, path, threads)) for name, path in paths.items()]
         timings = time_interleaved(candidates, arrays, batch=batch, threads=threads, min_seconds=seconds)
     first = next(iter(modules))
     ratios = {name: time_ratio(timings[name], timings[first]) for name in modules}

@@ -16,6 +16,7 @@ from torch import nn
 from sparsify_torch.channels import Choice, Cost, choose, macs, widths
 from sparsify_torch.coupling import Coupling, couple
 from sparsify_torch.importance import Data, Loss, Score, score_groups
+from sparsify_torch.labels import numbers
 from sparsify_torch.layers import Block, drift
 from sparsify_torch.removal import Removed, Structure, apply_step, describe_removal
 from sparsify_torch.tracing import evaluating
@@ -124,9 +125,9 @@ def _check_reached(choice: Choice, rest: float, target: float, multiple: int) ->
 
 def cost_of(coupling: Coupling, cost: Cost, gone: Collection[int] = ()) -> float:
     """Return what all operators cost without the units `gone`."""
-    numbers = torch.tensor(sorted(gone), dtype=torch.int64)
+    removed = torch.tensor(sorted(gone), dtype=torch.int64)
     return sum(
-        cost(work, tuple(int((~torch.isin(factor, numbers)).sum()) for factor in work.channels))
+        cost(work, tuple(int((~torch.isin(factor, removed)).sum()) for factor in work.channels))
         for work in coupling.works
     )
 
@@ -160,7 +161,7 @@ def match_layers(coupling: Coupling, patterns: Sequence[str]) -> set[str]:
 
 def _failing(module: nn.Module, coupling: Coupling, inputs: tuple[Any, ...]) -> dict[int, str]:
     """Try the groups that pass a reshape, all at once, then one by one: code may hold sizes that cannot follow."""
-    reshaped = {unit for site in coupling.sites for unit in site.label.unique().tolist()}
+    reshaped = {unit for site in coupling.sites for unit in numbers(site.label)}
     places = [place for place, group in enumerate(coupling.groups) if reshaped & set(group.units)]
     if not places or _fault(module, coupling, places, inputs) is None:
         return {}
@@ -205,11 +206,11 @@ def check_removal(module: nn.Module, coupling: Coupling, units: Collection[int],
 def silenced(module: nn.Module, coupling: Coupling, units: Collection[int]) -> nn.Module:
     """Return a copy in which every layer reads zero from these units; it computes what removing them leaves."""
     copy = deepcopy(module)
-    numbers = torch.tensor(sorted(units), dtype=torch.int64)
+    removed = torch.tensor(sorted(units), dtype=torch.int64)
     state = dict(copy.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for (name, dim), channels in coupling.axes.items():
             if coupling.roles[name, dim] == "in" and name in state:
-                places = torch.isin(channels, numbers).nonzero().flatten().to(state[name].device)
+                places = torch.isin(channels, removed).nonzero().flatten().to(state[name].device)
                 state[name].index_fill_(dim, places, 0.0)
     return copy
