@@ -214,11 +214,12 @@ def main() -> None:
     print("| way | MACs | parameters | batch 1 | batch 16 | top-1 untrained | top-1 trained |\n" + "|---" * 7 + "|")
     print(f"| dense | 1 | 1 | 1 | 1 | {accuracy(dense, *seen):.1f} | |")
     for name, report in reports.items():
-        before = accuracy(thinner[name], *seen)
-        train(thinner[name], dense, *taught, options.epochs)
-        after = f"{accuracy(thinner[name], *seen):.1f}" if options.epochs else ""
         sizes = " | ".join(f"{b / a:.2f} x fewer" for b, a in (report.macs, report.parameters))
-        print(f"| {name} | {sizes} | {words(one[name])} | {words(many[name])} | {before:.1f} | {after} |", flush=True)
+        before = accuracy(thinner[name], *seen)
+        print(f"| {name} | {sizes} | {words(one[name])} | {words(many[name])} | {before:.1f} | |", flush=True)
+    for name in reversed(list(reports) if options.epochs else []):
+        train(thinner[name], dense, *taught, options.epochs)
+        print(f"{name}: {accuracy(thinner[name], *seen):.1f} after {options.epochs} epochs", flush=True)
 
 
 if __name__ == "__main__":

@@ -228,9 +228,13 @@ def test_wrong_numbers_are_seen_even_where_shapes_fit() -> None:
 def test_a_target_out_of_reach_says_the_least() -> None:
     module, inputs = made("residual")
     before = copy.deepcopy(module.state_dict())
-    with pytest.raises(RequestError, match=r"10.0% cannot be reached.*multiples of 16.*1\d.\d% is the least") as caught:
+    with pytest.raises(
+        RequestError, match=r"10.00% cannot be reached.*multiples of 16.*1\d\.\d\d% is the least"
+    ) as caught:
         thin(module, inputs, target=0.1)
     assert "find_blocks" in caught.value.fix
+    least = float(caught.value.fix.split("target=")[1].split(",")[0])
+    assert thin(copy.deepcopy(module), inputs, target=least).macs[1] > 0
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
@@ -116,9 +117,9 @@ def _check(target: float, multiple: int) -> None:
 def _check_reached(choice: Choice, rest: float, target: float, multiple: int) -> None:
     if choice.cost * rest > target * (1 + 1e-6):
         raise RequestError(
-            f"{target:.1%} cannot be reached: with widths in multiples of {multiple}, and at least one each, "
-            f"{choice.least * rest:.1%} is the least",
-            fix=f"ask for target={choice.least * rest + 0.005:.2f}, pass a smaller multiple, ignore fewer layers, or "
+            f"{target:.2%} cannot be reached: with widths in multiples of {multiple}, and at least one each, "
+            f"{choice.least * rest:.2%} is the least",
+            fix=f"ask for target={math.ceil(choice.least * rest * 1000) / 1000}, pass a smaller multiple, ignore fewer layers, or "
             "take out blocks (find_blocks)",
         )
 
