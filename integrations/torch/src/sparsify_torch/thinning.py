@@ -115,11 +115,12 @@ def _check(target: float, multiple: int) -> None:
 
 
 def _check_reached(choice: Choice, rest: float, target: float, multiple: int) -> None:
+    least = choice.least * rest
     if choice.cost * rest > target * (1 + 1e-6):
         raise RequestError(
             f"{target:.2%} cannot be reached: with widths in multiples of {multiple}, and at least one each, "
-            f"{choice.least * rest:.2%} is the least",
-            fix=f"ask for target={math.ceil(choice.least * rest * 1000) / 1000}, pass a smaller multiple, ignore fewer layers, or "
+            f"{least:.2%} is the least",
+            fix=f"ask for target={math.ceil(least * 1000) / 1000}, pass a smaller multiple, ignore fewer layers, or "
             "take out blocks (find_blocks)",
         )
 
