@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-
 from sparsify_torch.structured_options import LayerPruningOptions, LayerThinningOptions, StructuredPruningOptions
 
 GRADUAL: dict[str, Any] = {
