@@ -11,7 +11,10 @@ _PUBLIC = {
     "creating": "create",
     "loop": "Forward Loop Part TrainingModifier",
     "manager": "ScheduledModifierManager",
+    "mixing": "thin_to_speed",
+    "removal": "apply_structure remap_optimizer",
     "stepping": "RecipeOptimizer RecipeScaler",
+    "thinning": "thin",
     "weights": "Weight select_parameters select_weights",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}

@@ -4,8 +4,12 @@ from sparsify_torch.loop import Loop as Loop
 from sparsify_torch.loop import Part as Part
 from sparsify_torch.loop import TrainingModifier as TrainingModifier
 from sparsify_torch.manager import ScheduledModifierManager as ScheduledModifierManager
+from sparsify_torch.mixing import thin_to_speed as thin_to_speed
+from sparsify_torch.removal import apply_structure as apply_structure
+from sparsify_torch.removal import remap_optimizer as remap_optimizer
 from sparsify_torch.stepping import RecipeOptimizer as RecipeOptimizer
 from sparsify_torch.stepping import RecipeScaler as RecipeScaler
+from sparsify_torch.thinning import thin as thin
 from sparsify_torch.weights import Weight as Weight
 from sparsify_torch.weights import select_parameters as select_parameters
 from sparsify_torch.weights import select_weights as select_weights

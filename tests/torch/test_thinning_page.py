@@ -1,0 +1,25 @@
+"""The page about removing channels and layers runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "remove-channels-and-layers.md"
+
+
+def test_the_pages_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"^```text\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 4
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), scope)
+    shown = capsys.readouterr().out
+    assert "3: 128 -> " in shown
+    assert "8: stays, the module returns them" in shown
+    assert "['1', '2']" in shown
