@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sparsify import Model, RequestError, StageError
 from sparsify_onnx import FORMAT, Grid, Weight, channel_axis, from_matrix, write_int8
-from torch import nn
+from torch import Tensor, nn
 
-from sparsify_torch.export_graph import OPSET, Inputs, clean_copy, example_of, export_float, split_inputs
+from sparsify_torch.export_graph import OPSET, Form, Inputs, clean_copy, example_of, export_float, split_inputs
 from sparsify_torch.fake_quant import round_weight
 from sparsify_torch.qat import CHILD, FakeQuantization
 from sparsify_torch.qat_calls import Call, Site
@@ -23,8 +24,8 @@ def export(
     example_inputs: Any,
     path: Path | None = None,
     *,
-    input_names: Sequence[str] | None = None,
-    output_names: Sequence[str] | None = None,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
     opset: int = OPSET,
     free_batch: bool = True,
 ) -> Model:
@@ -35,14 +36,14 @@ def export(
     changed. Raises RequestError where torch cannot trace it, StageError where a quantized one is not what it was when
     quantization began.
     """
-    names = {"input_names": input_names, "output_names": output_names, "opset": opset, "free_batch": free_batch}
+    form = Form(tuple(input_names), tuple(output_names), opset, free_batch)
     inputs = example_of(split_inputs(example_inputs))
     state = dict(module.named_children()).get(CHILD)
     clean = clean_copy(module, CHILD if isinstance(state, FakeQuantization) else "")
     if isinstance(state, FakeQuantization):
-        model = _export_quantized(clean, state, inputs, names)
+        model = _export_quantized(clean, state, inputs, form)
     else:
-        model = export_float(clean, inputs, **names)
+        model = export_float(clean, inputs, form)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         FORMAT.save(model, path)
@@ -67,9 +68,9 @@ def export_model(model: Model) -> Model:
     return Model("onnx", exported.value, {**kept, **exported.facts})
 
 
-def _export_quantized(clean: nn.Module, state: FakeQuantization, inputs: Inputs, names: Mapping[str, Any]) -> Model:
+def _export_quantized(clean: nn.Module, state: FakeQuantization, inputs: Inputs, form: Form) -> Model:
     options = state.options
-    placed = make_plan(clean, inputs, options.ignored(clean), strict=options.strict, **names)
+    placed = make_plan(clean, inputs, options.ignored(clean), strict=options.strict, form=form)
     grids = _learned_grids(placed.plan, state)
     calls = {call.site: call for call in placed.recording.calls}
     scales = {item.site: state.weight_scale[item.start : item.start + item.channels] for item in state.plan.weights}
@@ -101,19 +102,19 @@ def _learned_grids(plan: Plan, state: FakeQuantization) -> dict[str, Grid]:
     }
 
 
-def _integers(placed: Placed, item: WeightRounding, call: Call, scales: Any, most: int) -> Weight:
+def _integers(placed: Placed, item: WeightRounding, call: Call, scales: Tensor, most: int) -> Weight:
     """Take the integers that training rounded to, and what folding made of their scales.
 
     A channel multiplied by a negative factor has its integers negated; one that folding made zero is zero.
     """
     layer = next(layer for layer in placed.placement.layers if layer.name == item.layer)
     factors = layer_factors(placed.value, layer, call)
-    assert factors is not None
-    assert call.weight is not None
-    rounded = round_weight(call.weight.float().cpu(), scales, item.axis, most)
-    rows = rounded.movedim(item.axis, 0).flatten(1).numpy() / scales.numpy()[:, None]
+    if factors is None:
+        raise _changed(item.site)
+    steps = scales.numpy()
+    rows = round_weight(torch.from_numpy(call.rows), scales, 0, most).numpy() / steps[:, None]
     integers = np.rint(rows) * np.sign(factors)[:, None]
-    folded = (scales.numpy().astype(np.float64) * np.abs(factors)).astype(np.float32)
+    folded = (steps.astype(np.float64) * np.abs(factors)).astype(np.float32)
     live = folded > np.finfo(np.float32).tiny
     middle = np.float32(np.median(folded[live])) if live.any() else np.float32(1.0 / most)
     stored = from_matrix(layer, integers.astype(np.float32)).astype(np.int8)

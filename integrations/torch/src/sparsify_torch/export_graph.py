@@ -8,9 +8,11 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from sparsify import Model, RequestError
 from sparsify_onnx import load, write_atomic
@@ -20,6 +22,19 @@ from torch.utils import _pytree as pytree
 OPSET = 18  # the first that torch's exporter writes
 LOGGER = "torch.onnx"
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """Say how a graph is written: names of inputs and outputs, and whether its first axes take any batch size."""
+
+    input_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
+    opset: int = OPSET
+    free_batch: bool = True
+
+
+PLAIN = Form()
 
 
 def split_inputs(example: Any) -> Inputs:
@@ -42,49 +57,44 @@ def example_of(inputs: Inputs, samples: int = 2) -> Inputs:
     return args, kwargs
 
 
-def export_float(
-    module: nn.Module,
-    inputs: Inputs,
-    *,
-    input_names: Sequence[str] | None = None,
-    output_names: Sequence[str] | None = None,
-    opset: int = OPSET,
-    free_batch: bool = True,
-) -> Model:
+def export_float(module: nn.Module, inputs: Inputs, form: Form = PLAIN) -> Model:
     """Export a module in inference mode on the CPU, and load the result as one-shot loads a file.
 
-    inputs: `example_of` real ones. free_batch: the first axis of every input is one that takes any size. Batch norms
-    are folded, constants computed, and stack traces and paths dropped. Raises RequestError where torch cannot trace the
-    module.
+    inputs: `example_of` real ones. Batch norms are folded, constants computed, and stack traces and paths dropped.
+    Raises RequestError where torch cannot trace the module.
     """
-    args, kwargs = inputs
-    shapes = pytree.tree_map(_free_first if free_batch else lambda item: None, (args, kwargs))
     with _quiet():
         try:
-            program = torch.onnx.export(
-                module,
-                args,
-                kwargs=kwargs or None,
-                dynamo=True,
-                opset_version=opset,
-                input_names=list(input_names) if input_names else None,
-                output_names=list(output_names) if output_names else None,
-                dynamic_shapes=_by_name(module, args, shapes) if free_batch else None,
-                verbose=False,
-                external_data=False,
-            )
+            proto = _export(module, inputs, form)
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
             raise RequestError(
                 f"torch cannot export {type(module).__name__}: {_reason(error)}",
                 fix="make forward() traceable by torch.export (no branch on a tensor's values, no fixed batch size), "
                 "or export it yourself and give the .onnx file",
             ) from error
-    assert program is not None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        write_atomic(program.model_proto, path)
+        write_atomic(proto, path)
         model = load(path)
     return Model("onnx", model.value, {key: value for key, value in model.facts.items() if key != "path"})
+
+
+def _export(module: nn.Module, inputs: Inputs, form: Form) -> onnx.ModelProto:
+    args, kwargs = inputs
+    program: Any = torch.onnx.export(
+        module,
+        args,
+        kwargs=kwargs or None,
+        dynamo=True,
+        opset_version=form.opset,
+        input_names=list(form.input_names) or None,
+        output_names=list(form.output_names) or None,
+        dynamic_shapes=_by_name(module, args, pytree.tree_map(_free_first, inputs)) if form.free_batch else None,
+        verbose=False,
+        external_data=False,
+    )
+    proto: onnx.ModelProto = program.model_proto
+    return proto
 
 
 def _free_first(item: Any) -> dict[int, Any] | None:

@@ -82,6 +82,10 @@ class FakeQuantization(nn.Module):
             )
         self.steps, self.observing, self.norms_frozen = state["steps"], state["observing"], state["norms_frozen"]
 
+    def forward(self, values: Any) -> Any:
+        """Return what is given: a Sequential calls each of its children, this one too."""
+        return values
+
     def start(self, module: nn.Module, args: object) -> None:
         """Begin a forward of the module: watch its calls."""
         if self._calls is not None:  # an earlier one was stopped where no hook saw it
@@ -165,7 +169,8 @@ class FakeQuantization(nn.Module):
             site = missed[0]
             raise StageError(
                 f"{type(module).__name__} did not call '{site.function}' (number {site.number}) in module "
-                f"'{site.path or '(root)'}', where it did when quantization began: {len(missed)} places were not rounded",
+                f"'{site.path or '(root)'}', where it did when quantization began; {len(missed)} places were not "
+                "rounded",
                 fix=f"add `ignore: ['{site.path}']` to QuantizationModifier, or make forward() call the same functions "
                 "in training as in inference",
             )

@@ -63,7 +63,7 @@ class Calls(TorchFunctionMode):
             module_hooks.register_module_forward_pre_hook(self._enter_module),
             module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
         )
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -109,6 +109,14 @@ class Call:
     def weight_axis(self) -> int:
         """Return the axis of the weight that runs over outputs."""
         return -1 if self.site.function in RIGHT else 0
+
+    @property
+    def rows(self) -> NDArray[np.float32]:
+        """Return the weight as outputs × (inputs · kernel), without rows where there is none."""
+        if self.weight is None or self.weight.dim() < 2 or not self.weight.is_floating_point():
+            return np.empty((0, 0), dtype=np.float32)
+        rows: NDArray[np.float32] = self.weight.float().cpu().movedim(self.weight_axis, 0).flatten(1).numpy()
+        return rows
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +20,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sparsify_torch.bn_folding import row_factors
-from sparsify_torch.export_graph import Inputs, export_float
+from sparsify_torch.export_graph import PLAIN, Form, Inputs, export_float
 from sparsify_torch.qat_calls import Call, Place, Recording, Ref, Site, record
 from sparsify_torch.qat_scope import matching_nodes
 
@@ -101,14 +100,14 @@ class _View:
 
 
 def make_plan(
-    module: nn.Module, inputs: Inputs, ignore: Sequence[str] = (), *, strict: bool = True, **options: Any
+    module: nn.Module, inputs: Inputs, ignore: Sequence[str] = (), *, strict: bool = True, form: Form = PLAIN
 ) -> Placed:
     """Export a clean float module, place INT8 on the graph, and find each rounded tensor in the module's calls.
 
     ignore: modules by path, class name or `re:` pattern. Nodes whose tensors no call gives, those inside a fused
     function, stay float here as in what is exported.
     """
-    model = export_float(module, inputs, **options)
+    model = export_float(module, inputs, form)
     recording = record(module, *inputs)
     value, placement = prepare_int8(model)
     view = _view(value, recording, inputs)
@@ -183,17 +182,8 @@ def _layer_call(view: _View, layer: WeightLayer) -> Call | None:
 
 def layer_factors(value: onnx.ModelProto, layer: WeightLayer, call: Call) -> NDArray[np.float64] | None:
     """Return by how much a layer's weight is a call's, row by row, or None where it is another weight."""
-    if call.weight is None or not call.weight.is_floating_point():
-        return None
     held = next(item for item in value.graph.initializer if item.name == layer.weight)
-    return row_factors(to_matrix(layer, numpy_helper.to_array(held)), weight_rows(call))
-
-
-def weight_rows(call: Call) -> NDArray[np.float32]:
-    """Return a call's weight as outputs × (inputs · kernel)."""
-    assert call.weight is not None
-    rows: NDArray[np.float32] = call.weight.float().cpu().movedim(call.weight_axis, 0).flatten(1).numpy()
-    return rows
+    return row_factors(to_matrix(layer, numpy_helper.to_array(held)), call.rows) if call.rows.size else None
 
 
 def _owners(view: _View, placement: Placement) -> dict[str, str]:
@@ -224,11 +214,9 @@ def _plan(view: _View, placement: Placement, unseen: Mapping[str, str]) -> Plan:
     start = 0
     for layer in placement.layers:
         call = _layer_call(view, layer)
-        assert call is not None
-        assert call.weight is not None
-        channels = call.weight.shape[call.weight_axis]
-        weights.append(WeightRounding(call.site, call.weight_axis, start, channels, layer.name))
-        start += channels
+        if call is not None:  # `_lost` has excluded the others
+            weights.append(WeightRounding(call.site, call.weight_axis, start, len(call.rows), layer.name))
+            start += len(call.rows)
     roundings = [
         Rounding(site, place, output, grids[placement.grid_of(name)])
         for name in (*placement.tensors, *placement.same)
