@@ -17,14 +17,18 @@ from sparsify_onnx import lower
 from sparsify_onnx.quantization import QuantizationModifier
 from sparsify_onnx.runtime import open_session
 from sparsify_torch import qat
-from sparsify_torch.export import export, export_model
 from sparsify_torch.export_graph import clean_copy
+from sparsify_torch.export_onnx import export, export_model
 from torch import Tensor, nn
 
+from tests.onnx.models import dataset
 from tests.torch.qat_nets import ResNet20, Toy
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-RESNET20 = Path("/work/shared/data/models/resnet20_cifar10jpg.pth")
+SHARED = next(
+    (folder for root in Path(__file__).resolve().parents if (folder := root / "shared" / "data").is_dir()),
+    Path("/work/shared/data"),
+)
+RESNET20 = SHARED / "models" / "resnet20_cifar10jpg.pth"
 
 
 def shapes_of_four_kinds(samples: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -193,16 +197,12 @@ def test_the_file_holds_nothing_of_training(written: Path) -> None:
 
 
 def test_as_many_layers_run_in_int8_as_after_one_shot(trained: nn.Module, written: Path, tmp_path: Path) -> None:
-    images = shapes_of_four_kinds(32, 1)[0]
-    name = onnx.load(written).graph.input[0].name
-    floats = export(clean_copy(trained, qat.CHILD), images)
-    from tests.onnx.models import samples
-
-    data = samples([{name: image.numpy()} for image in images])
-    once = QuantizationModifier(equalize=False, bias_correction=False).apply(floats, Context(data))
+    floats = export(clean_copy(trained, qat.CHILD), shapes_of_four_kinds(4, 1)[0])
+    options = QuantizationModifier(equalize=False, bias_correction=False)
+    once = options.apply(floats, Context(dataset(floats.value, 32)))
     path = tmp_path / "once.onnx"
     path.write_bytes(once.value.SerializeToString())
-    counts = [open_session(file, 1).int8_executed for file in (written, path)]
+    counts = [open_session(file, 1).facts["int8_executed"] for file in (written, path)]
     assert counts[0] == counts[1] == 7
 
 
@@ -331,4 +331,4 @@ def test_resnet20_agrees_layer_by_layer_and_as_a_whole(tmp_path: Path) -> None:
     steps = layer_steps(tmp_path / "model.onnx", module, images[:16])
     assert max(steps.values()) <= 1, steps
     assert agreement(tmp_path / "model.onnx", module, images) >= 0.99  # of noise, where classes are close
-    assert open_session(tmp_path / "model.onnx", 1).int8_executed == 20
+    assert open_session(tmp_path / "model.onnx", 1).facts["int8_executed"] == 20
