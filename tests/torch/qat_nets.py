@@ -71,3 +71,42 @@ class Toy(nn.Module):
         x = F.relu(self.norm(self.mix(x)) + self.skip(x))
         x = self.drop(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return self.head(F.relu(self.hidden(x)))
+
+
+class Swish(nn.Module):
+    """SiLU between convolutions, which exporters write as Sigmoid and Mul, beside a squeeze and excitation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.act = nn.SiLU(inplace=True)
+        self.squeeze = nn.Conv2d(8, 8, 1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.first(x)))
+        x = x * torch.sigmoid(self.squeeze(F.adaptive_avg_pool2d(x, 1)))
+        return self.head(self.act(self.second(x)).mean((2, 3)))
+
+
+class Encoder(nn.Module):
+    """One pre-norm transformer layer over rows of pixels: Linear on three axes, products of activations, GELU."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.embed, self.heads = nn.Linear(16, width), 2
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out, self.up, self.down = nn.Linear(width, width), nn.Linear(width, 32), nn.Linear(32, width)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x[:, 0])
+        y = self.norm1(x)
+        split = (x.shape[0], x.shape[1], self.heads, -1)
+        q, k, v = (layer(y).view(*split).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        weights = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1)
+        x = x + self.out((weights @ v).transpose(1, 2).flatten(2))
+        x = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return self.head(x.mean(1))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from sparsify_torch.export_onnx import export, export_model
 from torch import Tensor, nn
 
 from tests.onnx.models import dataset
-from tests.torch.qat_nets import ResNet20, Toy
+from tests.torch.qat_nets import Encoder, ResNet20, Swish, Toy
 
 SHARED = next(
     (folder for root in Path(__file__).resolve().parents if (folder := root / "shared" / "data").is_dir()),
@@ -251,6 +252,25 @@ def test_reduced_weights_stay_within_64(tmp_path: Path) -> None:
     model = export(module.eval(), shapes_of_four_kinds(2, 0)[0]).value
     weights = [numpy_helper.to_array(item) for item in model.graph.initializer if item.data_type == 3]
     assert max(int(np.abs(array.astype(int)).max()) for array in weights) == 64
+
+
+@pytest.mark.parametrize(("make", "layers"), [(Swish, 4), (Encoder, 8)])
+def test_other_architectures_agree_layer_by_layer(make: Callable[[], nn.Module], layers: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = make()
+    images = shapes_of_four_kinds(64, 0)[0]
+    learn(module, 30, 0.02)
+    qat.begin(module, qat.QuantizationOptions(), images)
+    learn(module, 5, 0.01)
+    qat.finish(module)
+    path = tmp_path / "model.onnx"
+    export(module.eval(), images, path)
+    assert len(qat.quantization_of(module).plan.weights) == layers
+    assert not qat.quantization_of(module).plan.notes
+    steps = layer_steps(path, module, images)
+    assert max(steps.values()) <= 1, steps
+    assert agreement(path, module, shapes_of_four_kinds(400, 1)[0]) >= 0.99
+    assert open_session(path, 1).facts["int8_executed"] == layers
 
 
 def test_a_float_module_is_exported_as_it_is(tmp_path: Path) -> None:

@@ -85,10 +85,15 @@ class Calls(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is nn.functional.silu:  # exporters write two operators, and what lies between them is rounded too
+            return self._silu(*args, **kwargs or {})
         frame, name = self._frames[-1], getattr(func, "__name__", "")
         site = Site(frame.path, frame.visit, name, frame.calls[name])
         frame.calls[name] += 1
         return self._act(site, func, args, kwargs or {})
+
+    def _silu(self, values: Tensor, inplace: bool = False) -> Any:
+        return self.__torch_function__(torch.mul, (), (values, self.__torch_function__(torch.sigmoid, (), (values,))))
 
 
 def module_paths(module: nn.Module) -> dict[int, str]:
