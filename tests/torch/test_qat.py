@@ -277,6 +277,23 @@ def test_a_forward_that_calls_something_else_is_refused(begun: nn.Module) -> Non
         module(images())
 
 
+def test_quantization_begins_with_what_the_module_is_called_with() -> None:
+    torch.manual_seed(0)
+    module = Toy()
+    plain = copy.deepcopy(module)
+    qat.begin_at_first_call(module, OPTIONS)
+    module.drop.p = plain.drop.p = 0.0
+    torch.testing.assert_close(module.train()(images()), plain.train()(images()))
+    state = qat.quantization_of(module)
+    assert state.steps == 0
+    module(images())
+    assert state.steps == 1
+    handle = qat.begin_at_first_call(plain, OPTIONS)
+    handle.remove()
+    plain(images())
+    assert qat.CHILD not in dict(plain.named_children())
+
+
 def test_quantizing_twice_is_refused(begun: nn.Module) -> None:
     with pytest.raises(RequestError, match="quantized already"):
         qat.begin(quantized(begun), OPTIONS, images())

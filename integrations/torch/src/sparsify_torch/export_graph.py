@@ -38,9 +38,11 @@ PLAIN = Form()
 
 
 def split_inputs(example: Any) -> Inputs:
-    """Turn a tensor, a tuple of arguments or a mapping of keyword arguments into both kinds of arguments."""
+    """Turn a tensor, a tuple of arguments, a mapping of keyword arguments, or a pair of the two, into such a pair."""
     if isinstance(example, Mapping):
         return (), dict(example)
+    if isinstance(example, tuple) and len(example) == 2 and [type(part) for part in example] == [tuple, dict]:
+        return example
     return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
 
 
@@ -135,11 +137,13 @@ def _quiet() -> Iterator[None]:
 
 
 def clean_copy(module: nn.Module, drop: str = "") -> nn.Module:
-    """Copy a module to the CPU in inference mode, without hooks of its own and without the child named `drop`."""
+    """Copy a module to the CPU in inference mode, without the child named `drop` and the hooks that it put there."""
     clean = copy.deepcopy(module).cpu().float()
-    if drop in dict(clean.named_children()):
-        clean._forward_pre_hooks.clear()
-        clean._forward_hooks.clear()
-        clean._forward_hooks_always_called.clear()
+    child = dict(clean.named_children()).get(drop)
+    if child is not None:
+        for hooks in (clean._forward_pre_hooks, clean._forward_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is child]:
+                del hooks[key]
+                clean._forward_hooks_always_called.pop(key, None)
         delattr(clean, drop)
     return clean.eval().requires_grad_(False)

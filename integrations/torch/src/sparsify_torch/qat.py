@@ -11,6 +11,7 @@ import torch
 from sparsify import RequestError, StageError
 from sparsify_onnx import Histogram
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sparsify_torch.bn_folding import use_running_statistics
 from sparsify_torch.export_graph import clean_copy, example_of, split_inputs
@@ -62,6 +63,8 @@ class FakeQuantization(nn.Module):
         self._weights = {item.site: item for item in self.plan.weights}
         self._sites = {*self._inputs, *self._outputs, *self._weights}
         self._calls: Calls | None = None
+        self._scales: tuple[Tensor, ...] = ()
+        self._zero_points: tuple[Tensor, ...] = ()
 
     @property
     def most(self) -> int:
@@ -102,10 +105,10 @@ class FakeQuantization(nn.Module):
 
     def stop(self, module: nn.Module, args: object, output: object) -> None:
         """End a forward: move the ranges, and look whether every place was met."""
-        calls, self._calls = self._calls, None
+        calls, self._calls, self._scales, self._zero_points = self._calls, None, (), ()
         if calls is not None:
             calls.__exit__(None, None, None)
-        if output is None:  # the forward raised
+        if output is None or calls is None:  # the forward raised, or quantization began in it
             return
         self._require_all(module)
         if self._observes and self._seen and not self.measuring:
@@ -179,8 +182,8 @@ class FakeQuantization(nn.Module):
 def begin(module: nn.Module, options: QuantizationOptions, example_inputs: Any) -> FakeQuantization:
     """Start to simulate INT8 in a module, in place; its parameters and their names stay.
 
-    example_inputs: a tensor, tuple or mapping as the module takes them, real ones if possible: they set the first
-    ranges. The state joins the module's state_dict under `fake_quantization`. Raises RequestError where the module
+    example_inputs: a tensor, tuple or mapping as the module takes them, or a pair of tuple and mapping; real ones if
+    possible: they set the first ranges. The state joins the module's state_dict under `fake_quantization`. Raises RequestError where the module
     cannot be exported, or nothing in it can run in INT8.
     """
     if CHILD in dict(module.named_children()):
@@ -202,6 +205,20 @@ def begin(module: nn.Module, options: QuantizationOptions, example_inputs: Any) 
     module.register_forward_hook(state.stop, always_call=True)
     _initialize(module, state, [example_inputs])
     return state
+
+
+def begin_at_first_call(module: nn.Module, options: QuantizationOptions) -> RemovableHandle:
+    """Begin with what the module is next called with, for loops that show their data no earlier; that call is float.
+
+    The handle takes the wish back.
+    """
+
+    def start(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        handle.remove()
+        begin(part, options, (args, kwargs) if args and kwargs else kwargs or args)
+
+    handle = module.register_forward_pre_hook(start, with_kwargs=True)
+    return handle
 
 
 def calibrate(module: nn.Module, batches: Iterable[Any], steps: int | None = None) -> int:
