@@ -99,8 +99,9 @@ def rounded_by(module: nn.Module, images: Tensor) -> dict[int, list[Tensor]]:
     original = state._activation
 
     def spy(values: Tensor, grid: int) -> Tensor:
-        found.setdefault(grid, []).append(original(values, grid))
-        return found[grid][-1]
+        rounded = original(values, grid)
+        found.setdefault(grid, []).append(rounded.clone())  # residuals are added in place
+        return rounded
 
     state._activation = spy  # type: ignore[method-assign]
     with torch.no_grad():

@@ -183,8 +183,8 @@ def begin(module: nn.Module, options: QuantizationOptions, example_inputs: Any) 
     """Start to simulate INT8 in a module, in place; its parameters and their names stay.
 
     example_inputs: a tensor, tuple or mapping as the module takes them, or a pair of tuple and mapping; real ones if
-    possible: they set the first ranges. The state joins the module's state_dict under `fake_quantization`. Raises RequestError where the module
-    cannot be exported, or nothing in it can run in INT8.
+    possible: they set the first ranges. The state joins the module's state_dict under `fake_quantization`. Raises
+    RequestError where the module cannot be exported, or nothing in it can run in INT8.
     """
     if CHILD in dict(module.named_children()):
         raise RequestError(
