@@ -13,6 +13,7 @@ from sparsify import RequestError, StageError
 from sparsify_onnx import Grid
 from sparsify_onnx.ranges import grid
 from sparsify_torch import qat
+from sparsify_torch.bn_folding import round_bias, round_norm_bias
 from sparsify_torch.export_graph import clean_copy
 from sparsify_torch.fake_quant import make_grids, round_activation, round_weight, weight_scales
 from sparsify_torch.observers import extremes, follow
@@ -110,6 +111,27 @@ def test_ranges_follow_the_moving_average_and_join_what_shares_a_grid() -> None:
     follow(low, high, {0: [extremes(torch.tensor([1.0, 14.0]))]}, first=False)
     torch.testing.assert_close(low, torch.tensor([-3.0 * 0.99, 0.0]))
     torch.testing.assert_close(high, torch.tensor([4.1, 0.0]))
+
+
+def test_biases_are_rounded_as_folding_makes_them() -> None:
+    torch.manual_seed(0)
+    conv, norm, steps = nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4).eval(), torch.tensor([0.1, 0.02, 0.3, 0.05])
+    with torch.no_grad():
+        for part in (norm.weight, norm.bias, norm.running_mean):
+            part.copy_(torch.randn(4))
+    args = [torch.zeros(1, 4, 1, 1), norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.1, norm.eps]
+    factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    rounded = F.batch_norm(*round_norm_bias(args, steps, conv.bias)).flatten() + factor * conv.bias
+    exact = F.batch_norm(*args).flatten() + factor * conv.bias
+    unit = steps * factor.abs()
+    torch.testing.assert_close(rounded, (exact / unit).round() * unit, atol=1e-6, rtol=0)
+    rounded.sum().backward()
+    assert norm.bias.grad is not None
+    assert torch.equal(norm.bias.grad, torch.ones(4))
+    args[5] = True
+    assert round_norm_bias(args, steps, None) is args
+    (bias,) = round_bias([None, None, conv.bias], steps)[2:]
+    torch.testing.assert_close(bias, (conv.bias / steps).round() * steps)
 
 
 def test_branches_of_a_concat_share_its_grid(begun: nn.Module) -> None:

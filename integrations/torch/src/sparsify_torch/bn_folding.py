@@ -10,9 +10,12 @@ What remains is the statistics: training uses those of the batch, the exported m
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 PROPORTIONAL = 1e-4  # of the largest weight: float32 folding is a hundred times better
 
@@ -22,6 +25,37 @@ def use_running_statistics(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.training = False
+
+
+def round_bias(args: list[Any], steps: Tensor) -> list[Any]:
+    """Round the bias among the arguments of a convolution or Linear to multiples of one step a channel."""
+    if len(args) < 3 or not isinstance(args[2], Tensor):
+        return args
+    bias = args[2]
+    return [*args[:2], bias + _correction(bias.detach().float(), steps).to(bias.dtype), *args[3:]]
+
+
+def round_norm_bias(args: list[Any], steps: Tensor, before: Tensor | None) -> list[Any]:
+    """Change the arguments of a batch norm so that the bias that folding makes of it is rounded, as in the file.
+
+    steps: those of the layer before it, by channel; `before`: the bias of that layer. In a deep network the rounding
+    of biases alone turned 0.8 % of the decisions: a value that is moved by a thousandth of a step is rounded another way
+    once in a thousand times, and each layer multiplies these. Batch norms that use the batch's statistics stay.
+    """
+    if len(args) < 8 or args[5] or any(item is None for item in args[1:5]):
+        return args
+    _, mean, variance, weight, bias = args[:5]
+    factor = weight.detach().float() / torch.sqrt(variance.float() + args[7])
+    shift = mean.float() if before is None else mean.float() - before.detach().float()
+    folded = bias.detach().float() - shift * factor
+    return [*args[:4], bias + _correction(folded, steps * factor.abs()).to(bias.dtype), *args[5:]]
+
+
+def _correction(bias: Tensor, steps: Tensor) -> Tensor:
+    """Return what rounding adds to a bias; nothing where a channel has no step."""
+    live = steps > torch.finfo(torch.float32).tiny
+    steps = torch.where(live, steps, 1.0)
+    return torch.where(live, (bias / steps).round() * steps - bias, 0.0)
 
 
 def row_factors(folded: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float64] | None:

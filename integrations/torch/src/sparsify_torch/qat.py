@@ -13,7 +13,7 @@ from sparsify_onnx import Histogram
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparsify_torch.bn_folding import use_running_statistics
+from sparsify_torch.bn_folding import round_bias, round_norm_bias, use_running_statistics
 from sparsify_torch.export_graph import clean_copy, example_of, split_inputs
 from sparsify_torch.fake_quant import LARGEST, REDUCED, make_grids, round_activation, round_weight, weight_scales
 from sparsify_torch.observers import Ranges, add_counts, chosen_shares, extremes, follow
@@ -61,7 +61,8 @@ class FakeQuantization(nn.Module):
         for item in self.plan.roundings:
             (self._outputs if item.output else self._inputs).setdefault(item.site, []).append(item)
         self._weights = {item.site: item for item in self.plan.weights}
-        self._sites = {*self._inputs, *self._outputs, *self._weights}
+        self._biases = {item.bias_site: item for item in self.plan.weights if item.bias_site is not None}
+        self._sites = {*self._inputs, *self._outputs, *self._weights, *self._biases}
         self._calls: Calls | None = None
         self._scales: tuple[Tensor, ...] = ()
         self._zero_points: tuple[Tensor, ...] = ()
@@ -99,6 +100,7 @@ class FakeQuantization(nn.Module):
         self._rounds = not self.measuring and not (self._observes and not self.steps)  # the first step knows nothing
         self._seen: dict[int, list[Ranges]] = {}
         self._met: set[Site] = set()
+        self._added: dict[Site, Tensor | None] = {}  # biases of layers that a batch norm follows
         self._scales, self._zero_points = self.scale.unbind(), self.zero_point.unbind()
         self._calls = Calls(module_paths(module), self.act)
         self._calls.__enter__()
@@ -108,6 +110,7 @@ class FakeQuantization(nn.Module):
         calls, self._calls, self._scales, self._zero_points = self._calls, None, (), ()
         if calls is not None:
             calls.__exit__(None, None, None)
+        self._added = {}
         if output is None or calls is None:  # the forward raised, or quantization began in it
             return
         self._require_all(module)
@@ -139,6 +142,10 @@ class FakeQuantization(nn.Module):
         layer = self._weights.get(site)
         if layer is not None:
             given[1] = self._weight(given[1], layer)
+            self._added[site] = given[2] if len(given) > 2 else None
+        biased = self._biases.get(site)
+        if biased is not None and self._rounds:
+            given = self._bias(site, given, biased)
         output = func(*given, **kwargs)
         for item in self._outputs.get(site, ()):
             output = self._output(output, item)
@@ -165,6 +172,12 @@ class FakeQuantization(nn.Module):
             scales.copy_(fresh)
             scales = fresh
         return round_weight(weight, scales, layer.axis, self.most) if not self.measuring else weight
+
+    def _bias(self, site: Site, given: list[Any], layer: WeightRounding) -> list[Any]:
+        steps = self._scales[layer.input_grid] * self.weight_scale[layer.start : layer.start + layer.channels]
+        if site == layer.site:
+            return round_bias(given, steps)
+        return round_norm_bias(given, steps, self._added[layer.site])
 
     def _require_all(self, module: nn.Module) -> None:
         missed = sorted(self._sites - self._met)

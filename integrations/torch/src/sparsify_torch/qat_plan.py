@@ -28,6 +28,7 @@ CLOSE = 1e-3  # of the largest value: float32 kernels differ by a hundredth of i
 SAMPLED = 512  # values compared first
 HOPS = 4  # from a layer's output back to the call that has its weight
 MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Resize")
+ADDING = ("batch_norm", "conv1d", "conv2d", "conv3d", "linear")  # functions that may add a layer's bias
 # functions that an operator comes from, to choose among equal values
 ORIGINS = {
     "Conv": ("batch_norm", "conv"),
@@ -56,13 +57,19 @@ class Rounding:
 
 @dataclass(frozen=True)
 class WeightRounding:
-    """Round the weight of one call; channels of `axis` have a scale each, from `start` in one row of all scales."""
+    """Round the weight of one call; channels of `axis` have a scale each, from `start` in one row of all scales.
+
+    bias_site: the call that adds the bias, a batch norm or the layer itself, where the file holds it as int32 in steps
+    of the grid `input_grid` times the channel's scale.
+    """
 
     site: Site
     axis: int
     start: int
     channels: int
     layer: str
+    input_grid: int
+    bias_site: Site | None
 
 
 @dataclass(frozen=True)
@@ -215,7 +222,13 @@ def _plan(view: _View, placement: Placement, unseen: Mapping[str, str]) -> Plan:
     for layer in placement.layers:
         call = _layer_call(view, layer)
         if call is not None:  # `_lost` has excluded the others
-            weights.append(WeightRounding(call.site, call.weight_axis, start, len(call.rows), layer.name))
+            given = view.call_of(layer.output)
+            adds = layer.bias is not None and given is not None and given.site.function in ADDING
+            bias_site = given.site if given is not None and adds else None
+            grid = grids[placement.grid_of(layer.input)]
+            weights.append(
+                WeightRounding(call.site, call.weight_axis, start, len(call.rows), layer.name, grid, bias_site)
+            )
             start += len(call.rows)
     roundings = [
         Rounding(site, place, output, grids[placement.grid_of(name)])
