@@ -6,10 +6,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsify_onnx.graph import WeightLayer as WeightLayer
+    from sparsify_onnx.graph import channel_axis as channel_axis
+    from sparsify_onnx.graph import from_matrix as from_matrix
+    from sparsify_onnx.graph import to_matrix as to_matrix
+    from sparsify_onnx.histogram import Histogram as Histogram
+    from sparsify_onnx.histogram import count as count
+    from sparsify_onnx.histogram import merge as merge
+    from sparsify_onnx.loader import load as load
     from sparsify_onnx.model_format import FORMAT as FORMAT
+    from sparsify_onnx.opsets import lower as lower
+    from sparsify_onnx.placement import Placement as Placement
+    from sparsify_onnx.qdq import Weight as Weight
+    from sparsify_onnx.ranges import Grid as Grid
+    from sparsify_onnx.ranges import choose_range as choose_range
     from sparsify_onnx.runtime import open_session as open_session
+    from sparsify_onnx.sessions import open_model as open_model
+    from sparsify_onnx.storage import write_atomic as write_atomic
+    from sparsify_onnx.trained import prepare_int8 as prepare_int8
+    from sparsify_onnx.trained import write_int8 as write_int8
 
-_PUBLIC = {"model_format": "FORMAT", "runtime": "open_session"}
+_PUBLIC = {
+    "graph": "WeightLayer channel_axis from_matrix to_matrix",
+    "histogram": "Histogram count merge",
+    "loader": "load",
+    "model_format": "FORMAT",
+    "opsets": "lower",
+    "placement": "Placement",
+    "qdq": "Weight",
+    "ranges": "Grid choose_range",
+    "runtime": "open_session",
+    "sessions": "open_model",
+    "storage": "write_atomic",
+    "trained": "prepare_int8 write_int8",
+}
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = sorted(_HOME)
 

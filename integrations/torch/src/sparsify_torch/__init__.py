@@ -9,6 +9,7 @@ from importlib import import_module
 
 _PUBLIC = {
     "creating": "create",
+    "export_onnx": "export",
     "loop": "Forward Loop Part TrainingModifier",
     "manager": "ScheduledModifierManager",
     "mixing": "thin_to_speed",

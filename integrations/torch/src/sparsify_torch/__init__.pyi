@@ -1,4 +1,5 @@
 from sparsify_torch.creating import create as create
+from sparsify_torch.export_onnx import export as export
 from sparsify_torch.loop import Forward as Forward
 from sparsify_torch.loop import Loop as Loop
 from sparsify_torch.loop import Part as Part

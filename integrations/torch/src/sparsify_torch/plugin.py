@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from sparsify import Entry, hookimpl
 
+TORCH = ("torch",)
 TRAINING = (  # name, module, summary
     ("EpochRangeModifier", "epochs", "say from which epoch to which a recipe trains"),
     ("SetLearningRateModifier", "learning_rate", "set the learning rate once"),
@@ -25,6 +26,11 @@ TRAINING = (  # name, module, summary
     ("RigLPruningModifier", "rigl_pruning", "train sparse from the start, moving the zeros (Evci et al. 2020)"),
     ("DistillationModifier", "distillation", "learn a teacher's outputs (Hinton et al. 2015)"),
     ("PerLayerDistillationModifier", "layer_distillation", "learn a teacher's features, layer by layer"),
+    (
+        "QuantizationModifier",
+        "quantization",
+        "simulate INT8 while training, as it is then exported (Jacob et al. 2018)",
+    ),
     ("SparsificationLoggingModifier", "epochs", "log the sparsity and the precision of each layer"),
 )
 
@@ -32,7 +38,7 @@ TRAINING = (  # name, module, summary
 @hookimpl
 def modifiers() -> Iterable[Entry]:
     return tuple(
-        Entry(name, f"sparsify_torch.{module}:{name}", summary, ("torch",), ("torch",), "torch", phase="training")
+        Entry(name, f"sparsify_torch.{module}:{name}", summary, TORCH, TORCH, "torch", phase="training")
         for name, module, summary in TRAINING
     )
 
@@ -40,3 +46,28 @@ def modifiers() -> Iterable[Entry]:
 @hookimpl
 def recipe_generators() -> Iterable[Entry]:
     return (Entry("training-aware", "sparsify_torch.recipe:GENERATOR", "the recipe that --optim-level asks for"),)
+
+
+@hookimpl
+def model_loaders() -> Iterable[Entry]:
+    return (
+        Entry(
+            "torch",
+            "sparsify_torch.export_loader:FORMAT",
+            "PyTorch checkpoints that name a torchvision architecture, exported first",
+            accepts=(".pt", ".pth", ".pt2"),
+        ),
+    )
+
+
+@hookimpl
+def exporters() -> Iterable[Entry]:
+    return (
+        Entry(
+            "torch-onnx",
+            "sparsify_torch.export_onnx:export_model",
+            "ONNX from a PyTorch module, QDQ where it was quantized while training",
+            accepts=TORCH,
+            returns="onnx",
+        ),
+    )
