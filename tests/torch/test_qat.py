@@ -136,6 +136,7 @@ def test_biases_are_rounded_as_folding_makes_them() -> None:
 
 def test_a_finished_module_adds_the_biases_of_the_file(begun: nn.Module) -> None:
     module = quantized(begun)
+    train(module, 2)
     qat.finish(module)
     state, seen = qat.quantization_of(module), dict[str, Tensor]()
     run = state.act

@@ -39,7 +39,7 @@ def round_bias(args: list[Any], steps: Tensor) -> list[Any]:
 
 
 def round_norm_bias(given: Mapping[str, Any], steps: Tensor, before: Tensor | None) -> dict[str, Any]:
-    """Change the arguments of a batch norm, by name, so that the bias that folding makes of it is rounded as in the file.
+    """Change the arguments of a batch norm, by name, so that the bias which folding makes is rounded as in the file.
 
     steps: those of the layer before it, by channel; `before`: the bias of that layer. Biases are the largest difference
     that is left between module and file: a value moved by a thousandth of a step is rounded another way once in a
