@@ -119,19 +119,40 @@ def test_biases_are_rounded_as_folding_makes_them() -> None:
     with torch.no_grad():
         for part in (norm.weight, norm.bias, norm.running_mean):
             part.copy_(torch.randn(4))
-    args = [torch.zeros(1, 4, 1, 1), norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.1, norm.eps]
+    given = {"input": torch.zeros(1, 4, 1, 1), "running_mean": norm.running_mean, "running_var": norm.running_var}
+    given |= {"weight": norm.weight, "bias": norm.bias, "training": False, "momentum": 0.1, "eps": norm.eps}
     factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    rounded = F.batch_norm(*round_norm_bias(args, steps, conv.bias)).flatten() + factor * conv.bias
-    exact = F.batch_norm(*args).flatten() + factor * conv.bias
+    rounded = F.batch_norm(**round_norm_bias(given, steps, conv.bias)).flatten() + factor * conv.bias
+    exact = F.batch_norm(**given).flatten() + factor * conv.bias
     unit = steps * factor.abs()
     torch.testing.assert_close(rounded, (exact / unit).round() * unit, atol=1e-6, rtol=0)
     rounded.sum().backward()
     assert norm.bias.grad is not None
     assert torch.equal(norm.bias.grad, torch.ones(4))
-    args[5] = True
-    assert round_norm_bias(args, steps, None) is args
+    assert round_norm_bias({**given, "training": True}, steps, None)["bias"] is norm.bias
     (bias,) = round_bias([None, None, conv.bias], steps)[2:]
     torch.testing.assert_close(bias, (conv.bias / steps).round() * steps)
+
+
+def test_a_finished_module_adds_the_biases_of_the_file(begun: nn.Module) -> None:
+    module = quantized(begun)
+    train(module, 2)
+    qat.finish(module)
+    state, seen = qat.quantization_of(module), dict[str, Tensor]()
+    run = state.act
+
+    def spy(site: Any, func: Any, args: Any, kwargs: Any) -> Any:
+        def look(*given: Any, **named: Any) -> Any:
+            if site.function == "batch_norm":
+                seen[site.path] = named["bias"]
+            return func(*given, **named)
+
+        return run(site, look, args, kwargs)
+
+    state.act = spy  # type: ignore[method-assign]
+    module.eval()(images())
+    assert seen.keys() == {"stem.1", "norm"}
+    assert not torch.equal(seen["norm"], module.norm.bias)
 
 
 def test_branches_of_a_concat_share_its_grid(begun: nn.Module) -> None:

@@ -10,6 +10,7 @@ What remains is the statistics: training uses those of the batch, the exported m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+EPSILON = 1e-5  # of functional.batch_norm
+NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 PROPORTIONAL = 1e-4  # of the largest weight: float32 folding is a hundred times better
 
 
@@ -35,20 +38,20 @@ def round_bias(args: list[Any], steps: Tensor) -> list[Any]:
     return [*args[:2], bias + _correction(bias.detach().float(), steps).to(bias.dtype), *args[3:]]
 
 
-def round_norm_bias(args: list[Any], steps: Tensor, before: Tensor | None) -> list[Any]:
-    """Change the arguments of a batch norm so that the bias that folding makes of it is rounded, as in the file.
+def round_norm_bias(given: Mapping[str, Any], steps: Tensor, before: Tensor | None) -> dict[str, Any]:
+    """Change the arguments of a batch norm, by name, so that the bias which folding makes is rounded as in the file.
 
-    steps: those of the layer before it, by channel; `before`: the bias of that layer. In a deep network the rounding
-    of biases alone turned 0.8 % of the decisions: a value that is moved by a thousandth of a step is rounded another
-    way once in a thousand times, and each layer multiplies these. Batch norms that use the batch's statistics stay.
+    steps: those of the layer before it, by channel; `before`: the bias of that layer. Biases are the largest difference
+    that is left between module and file: a value moved by a thousandth of a step is rounded another way once in a
+    thousand times, and each layer multiplies these. Batch norms that use the batch's statistics stay.
     """
-    if len(args) < 8 or args[5] or any(item is None for item in args[1:5]):
-        return args
-    _, mean, variance, weight, bias = args[:5]
-    factor = weight.detach().float() / torch.sqrt(variance.float() + args[7])
+    mean, variance, weight, bias = (given.get(name) for name in ("running_mean", "running_var", "weight", "bias"))
+    if given.get("training") or mean is None or variance is None or weight is None or bias is None:
+        return dict(given)
+    factor = weight.detach().float() / torch.sqrt(variance.float() + given.get("eps", EPSILON))
     shift = mean.float() if before is None else mean.float() - before.detach().float()
     folded = bias.detach().float() - shift * factor
-    return [*args[:4], bias + _correction(folded, steps * factor.abs()).to(bias.dtype), *args[5:]]
+    return {**given, "bias": bias + _correction(folded, steps * factor.abs()).to(bias.dtype)}
 
 
 def _correction(bias: Tensor, steps: Tensor) -> Tensor:

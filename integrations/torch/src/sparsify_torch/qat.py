@@ -13,7 +13,7 @@ from sparsify_onnx import Histogram
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparsify_torch.bn_folding import round_bias, round_norm_bias, use_running_statistics
+from sparsify_torch.bn_folding import NORM_ARGUMENTS, round_bias, round_norm_bias, use_running_statistics
 from sparsify_torch.export_graph import clean_copy, example_of, split_inputs
 from sparsify_torch.fake_quant import LARGEST, REDUCED, make_grids, round_activation, round_weight, weight_scales
 from sparsify_torch.observers import Ranges, add_counts, chosen_shares, extremes, follow
@@ -145,7 +145,7 @@ class FakeQuantization(nn.Module):
             self._added[site] = given[2] if len(given) > 2 else None
         biased = self._biases.get(site)
         if biased is not None and self._rounds:
-            given = self._bias(site, given, biased)
+            given, kwargs = self._bias(site, given, kwargs, biased)
         output = func(*given, **kwargs)
         for item in self._outputs.get(site, ()):
             output = self._output(output, item)
@@ -173,11 +173,14 @@ class FakeQuantization(nn.Module):
             scales = fresh
         return round_weight(weight, scales, layer.axis, self.most) if not self.measuring else weight
 
-    def _bias(self, site: Site, given: list[Any], layer: WeightRounding) -> list[Any]:
+    def _bias(
+        self, site: Site, given: list[Any], kwargs: dict[str, Any], layer: WeightRounding
+    ) -> tuple[list[Any], dict[str, Any]]:
         steps = self._scales[layer.input_grid] * self.weight_scale[layer.start : layer.start + layer.channels]
         if site == layer.site:
-            return round_bias(given, steps)
-        return round_norm_bias(given, steps, self._added[layer.site])
+            return round_bias(given, steps), kwargs
+        named = {**dict(zip(NORM_ARGUMENTS, given, strict=False)), **kwargs}
+        return [], round_norm_bias(named, steps, self._added[layer.site])
 
     def _require_all(self, module: nn.Module) -> None:
         missed = sorted(self._sites - self._met)

@@ -223,8 +223,8 @@ def _plan(view: _View, placement: Placement, unseen: Mapping[str, str]) -> Plan:
         call = _layer_call(view, layer)
         if call is not None:  # `_lost` has excluded the others
             given = view.call_of(layer.output)
-            adds = layer.bias is not None and given is not None and given.site.function in ADDING
-            bias_site = given.site if given is not None and adds else None
+            # the graph may have no bias yet: that of a fresh batch norm is zero, and dropped
+            bias_site = given.site if given is not None and given.site.function in ADDING else None
             grid = grids[placement.grid_of(layer.input)]
             weights.append(
                 WeightRounding(call.site, call.weight_axis, start, len(call.rows), layer.name, grid, bias_site)
