@@ -46,7 +46,8 @@ class CifarResNet(nn.Module):
         """Return logits."""
         x = relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(adaptive_avg_pool2d(x, 1).flatten(1))
+        logits: Tensor = self.linear(adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
 
 
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:

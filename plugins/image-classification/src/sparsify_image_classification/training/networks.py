@@ -100,7 +100,7 @@ def _from_timm(name: str) -> Factory:
         raise MissingLibraryError(f"--model: timm:{name} needs timm", fix="pip install timm") from None
     if not timm.is_model(name):
         raise _unknown(f"timm:{name}", [f"timm:{known}" for known in timm.list_models()])
-    return lambda classes: timm.create_model(name, pretrained=False, num_classes=classes)  # type: ignore[no-any-return]
+    return lambda classes: timm.create_model(name, pretrained=False, num_classes=classes)
 
 
 def _from_torchvision(name: str) -> Factory:
@@ -115,7 +115,7 @@ def _from_torchvision(name: str) -> Factory:
     known = models.list_models(module=models)
     if name not in known:
         raise _unknown(name, [*OWN, *known])
-    return lambda classes: models.get_model(name, weights=None, num_classes=classes)  # type: ignore[no-any-return]
+    return lambda classes: models.get_model(name, weights=None, num_classes=classes)
 
 
 def _from_module(name: str) -> Factory:
