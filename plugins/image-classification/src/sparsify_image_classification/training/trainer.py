@@ -98,7 +98,8 @@ def _finish(model: Model, run: Run) -> Model:
         said = f"{run.best['accuracy']:.2f} % of {len(run.feed.validation)} validation images"
         run.training.note(f"best of {len(run.rows)} epochs: epoch {run.best['epoch'] + 1}, {said}")
     run.manager.finalize(run.module)
-    module = run.module.cpu().to(memory_format=torch.contiguous_format).eval()
+    module: Any = run.module
+    module = module.cpu().to(memory_format=torch.contiguous_format).eval()
     unreadable = len(run.feed.train.dataset.unreadable)
     if unreadable:
         run.training.note(f"{unreadable} unreadable images were left out of training")
