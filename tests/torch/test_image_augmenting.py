@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,6 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     rates = [rate_at(0.1, step, 100, 10) for step in range(100)]
     assert rates[0] == pytest.approx(0.1 / 11)
     assert max(rates) == pytest.approx(0.1) == rates[10]
-    assert all(one > other for one, other in zip(rates[10:], rates[11:], strict=False))
+    assert all(one > other for one, other in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.05 * (1 + np.cos(np.pi * 89 / 90)))
     assert rate_at(0.1, 20, 100, 90) == pytest.approx(0.1)  # warm-up is a fifth of the training at most

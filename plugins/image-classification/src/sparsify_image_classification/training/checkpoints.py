@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,7 @@ def read(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours; raises RequestError for anything else."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, ImportError) as error:
-        raise _broken(path, error) from None
-    except Exception as error:  # noqa: BLE001 - pickle.UnpicklingError is a plain Exception
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
         raise _broken(path, error) from None
     if not isinstance(state, dict) or "identity" not in state:
         raise _broken(path, ValueError("it holds something else"))

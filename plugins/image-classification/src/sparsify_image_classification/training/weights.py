@@ -83,12 +83,13 @@ def fit_weights(module: nn.Module, weights: Weights, what: str) -> None:
         for name, value in wanted.items()
         if name in weights.tensors and value.shape != weights.tensors[name].shape
     ]
-    for name in wanted.keys() - weights.tensors.keys():
-        if name.endswith("num_batches_tracked"):
+    strange = [name for name in weights.tensors if name not in wanted]
+    for name in wanted:
+        if name in weights.tensors or name.endswith("num_batches_tracked"):
             continue
-        near = get_close_matches(name, weights.tensors, n=1)
+        near = get_close_matches(name, strange, n=1)
         odd.append(f"'{name}' is missing" + (f" (the nearest is '{near[0]}')" if near else ""))
-    odd += [f"'{name}' is not in {what}" for name in sorted(weights.tensors.keys() - wanted.keys())]
+    odd += [f"'{name}' is not in {what}" for name in strange]
     if odd:
         more = f", and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
         problem = f"{weights.path} does not fit {what}: {'; '.join(odd[:SHOWN])}{more}"
