@@ -32,7 +32,7 @@ _PUBLIC = {
     "report_pages": "figures",
     "resolve": "existing find_loader find_metrics",
     "search": "Search",
-    "splits": "held_out_split",
+    "splits": "draw_splits held_out_split",
     "talk": "Talk",
     "timing": "Candidate Ratio Timing gzip_size time_interleaved time_ratio",
     "use_cases": "resolve_use_case",

@@ -74,6 +74,14 @@ def load(request: DataRequest) -> Data:
     )
 
 
+def count_classes(path: Path, class_list: Path | None) -> int:
+    """Count the lines of a class list, else the class folders; raises RequestError."""
+    if class_list is not None:
+        return len(read_class_list(class_list))
+    splits = _read_splits(path)
+    return len(splits[0].classes)
+
+
 def image_suffixes() -> frozenset[str]:
     """Name the file suffixes that PIL can open, in lower case."""
     return frozenset(

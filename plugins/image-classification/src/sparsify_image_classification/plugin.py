@@ -30,6 +30,19 @@ def dataset_loaders() -> tuple[Entry, ...]:
 
 
 @hookimpl
+def trainers() -> tuple[Entry, ...]:
+    return (
+        Entry(
+            name="image-classification",
+            target="sparsify_image_classification.training.trainer:TRAINER",
+            summary="a PyTorch loop through Accelerate; torchvision, timm and your own models",
+            requires=("torch", "sparsify-torch", "accelerate"),
+            returns="torch",
+        ),
+    )
+
+
+@hookimpl
 def evaluators() -> tuple[Entry, ...]:
     return (
         Entry("top5", "sparsify_image_classification.metrics:TOP5", "Top-5 accuracy"),

@@ -1,0 +1,1 @@
+"""Train image classifiers with a recipe's modifiers; needs the extra `train`."""

@@ -1,0 +1,55 @@
+"""Average the weights over the steps of a training run (EMA; Polyak & Juditsky 1992)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+STATISTICS = ("running_mean", "running_var")
+
+
+class Average:
+    """Hold an exponential moving average of a module's parameters and norm statistics; other buffers are copied.
+
+    Early on the decay is (1 + steps) / (10 + steps), so that the first weights are soon forgotten. What changes its
+    shape or comes new begins anew.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.tensors: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Take the module's weights of this step in."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        averaged = {name for name, _ in module.named_parameters()}
+        state = module.state_dict()
+        for name, value in state.items():
+            held = self.tensors.get(name)
+            fits = held is not None and held.shape == value.shape and value.is_floating_point()
+            if held is not None and fits and (name in averaged or name.endswith(STATISTICS)):
+                held.lerp_(value, 1 - decay)
+            else:
+                self.tensors[name] = value.detach().clone()
+        for name in self.tensors.keys() - state.keys():
+            del self.tensors[name]
+        self.steps += 1
+
+    @contextmanager
+    def inside(self, module: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put the average into the module for a `with` block; what is pruned now is zero in it, too."""
+        if not self.tensors:
+            yield
+            return
+        for name, kept in masks.items():
+            self.tensors[name].masked_fill_(~kept, 0)
+        own = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        module.load_state_dict(self.tensors)
+        try:
+            yield
+        finally:
+            module.load_state_dict(own)

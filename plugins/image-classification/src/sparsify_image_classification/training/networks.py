@@ -1,0 +1,172 @@
+"""Make the module that --model names: ours, torchvision's, timm's, a factory's, or a checkpoint's own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from sparsify import Experiment, MissingLibraryError, Model, RequestError
+from torch import Tensor, nn
+
+from sparsify_image_classification.imagefolder import count_classes
+from sparsify_image_classification.training.cifar_resnet import cifar_resnet20
+from sparsify_image_classification.training.options import read_options
+from sparsify_image_classification.training.weights import Weights, fit_weights, read_weights
+
+Factory = Callable[[int], nn.Module]
+OWN: Mapping[str, Factory] = MappingProxyType({"cifar_resnet20": cifar_resnet20})
+SIZES: Mapping[str, int] = MappingProxyType({"cifar_resnet20": 32})
+ANY_SIZE = 224
+
+
+def load(experiment: Experiment) -> Model:
+    """Return the module that --model names, with --weights; raises RequestError, MissingLibraryError.
+
+    The number of classes is that of the weights, else that of the data's class folders.
+    """
+    option = "--weights" if experiment.weights else "--model"
+    given = experiment.weights or (experiment.model if _is_file(experiment.model) else None)
+    weights = read_weights(Path(given), option) if given else None
+    name = _architecture(experiment.model, weights)
+    data, listed = Path(experiment.data), experiment.class_list
+    classes = (weights.classes if weights else None) or count_classes(data, Path(listed) if listed else None)
+    module = make(name, classes, weights)
+    size = read_options(experiment.train_kwargs).image_size or _size(name, module)
+    example = torch.zeros(2, _channels(module), size, size)
+    _check_output(name, module, example)
+    notes = [f"model {name}, {classes} classes, images of {size} px"]
+    if weights is None:
+        notes.append(f"no --weights: {name} starts from random weights")
+    facts = {"example_inputs": (example,), "input_names": ("input",), "output_names": ("logits",), "notes": notes}
+    return Model("torch", module, {**facts, "architecture": name, "classes": classes})
+
+
+def load_teacher(said: str, experiment: Experiment, classes: int) -> nn.Module:
+    """Return the teacher that --teacher names: a FILE of this model's weights or with an arch_key, or NAME=FILE."""
+    name, _, file = said.rpartition("=")
+    weights = read_weights(Path(file), "--teacher")
+    own = _architecture(experiment.model, None) if not (name or weights.arch) else ""
+    found = weights.classes
+    if found != classes:
+        problem = f"--teacher: {file} has {found} classes, the model has {classes}"
+        raise RequestError(problem, fix="give a teacher of the same classes, or --teacher disable")
+    return make(name or weights.arch or own, classes, weights)
+
+
+def make(name: str, classes: int, weights: Weights | None = None) -> nn.Module:
+    """Make a network by name with so many classes; raises RequestError with the nearest name."""
+    torch.manual_seed(0)  # fresh weights are the same in every run and every process
+    module = _factory(name)(classes)
+    if weights:
+        fit_weights(module, weights, name)
+    return module.eval()
+
+
+def _is_file(model: str) -> bool:
+    return Path(model).is_file() or model.endswith((".pt", ".pth", ".bin", ".safetensors"))
+
+
+def _architecture(model: str, weights: Weights | None) -> str:
+    if not _is_file(model):
+        return model
+    if weights is None:
+        weights = read_weights(Path(model), "--model")
+    if not weights.arch:
+        problem = f"--model: {model} holds weights, but not the name of their architecture (arch_key)"
+        raise RequestError(problem, fix=f"name it: --model NAME --weights {model}")
+    return weights.arch
+
+
+def _factory(name: str) -> Factory:
+    if name in OWN:
+        return OWN[name]
+    if name.startswith("timm:"):
+        return _from_timm(name.removeprefix("timm:"))
+    if ":" in name:
+        return _from_module(name)
+    return _from_torchvision(name)
+
+
+def _from_timm(name: str) -> Factory:
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError:
+        raise MissingLibraryError(f"--model: timm:{name} needs timm", fix="pip install timm") from None
+    if not timm.is_model(name):
+        raise _unknown(f"timm:{name}", [f"timm:{known}" for known in timm.list_models()])
+    return lambda classes: timm.create_model(name, pretrained=False, num_classes=classes)
+
+
+def _from_torchvision(name: str) -> Factory:
+    try:
+        models = importlib.import_module("torchvision.models")
+    except (ImportError, RuntimeError):  # RuntimeError: built for another torch
+        near = get_close_matches(name, OWN, n=1)
+        if near:
+            raise _unknown(name, list(OWN)) from None
+        problem = f"--model: '{name}' is none of {', '.join(OWN)}; other names are torchvision's, which does not import"
+        raise MissingLibraryError(problem, fix="pip install torchvision, or give package.module:factory") from None
+    known = models.list_models(module=models)
+    if name not in known:
+        raise _unknown(name, [*OWN, *known])
+    return lambda classes: models.get_model(name, weights=None, num_classes=classes)
+
+
+def _from_module(name: str) -> Factory:
+    place, _, attribute = name.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(place), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        fix = "give package.module:factory of an importable module; PYTHONPATH=. makes the current folder importable"
+        raise RequestError(f"--model: {name} cannot be imported: {error}", fix=fix) from None
+    takes = inspect.signature(found).parameters if callable(found) else {}
+
+    def build(classes: int) -> nn.Module:
+        module = found(num_classes=classes) if "num_classes" in takes else found() if callable(found) else None
+        if not isinstance(module, nn.Module):
+            problem = f"--model: {name} gives {type(module).__name__}, not a torch.nn.Module"
+            raise RequestError(problem, fix="name a function that returns the module; it may take num_classes")
+        return module
+
+    return build
+
+
+def _unknown(name: str, known: list[str]) -> RequestError:
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    names = ", ".join(near)
+    fix = (
+        f"did you mean {names}?" if near else f"use {', '.join(OWN)}, torchvision's names, timm:NAME or module:factory"
+    )
+    return RequestError(f"--model: there is no model '{name}'", fix=fix)
+
+
+def _size(name: str, module: nn.Module) -> int:
+    config = getattr(module, "pretrained_cfg", None) or {}  # timm's
+    shape = config.get("input_size") if isinstance(config, Mapping) else None
+    return int(shape[-1]) if shape else SIZES.get(name, ANY_SIZE)
+
+
+def _channels(module: nn.Module) -> int:
+    first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
+    return first.in_channels if first is not None and first.in_channels in (1, 3) else 3
+
+
+def _check_output(name: str, module: nn.Module, example: Tensor) -> None:
+    fix = "give the side of its input: --train-kwargs '{\"image_size\": 32}'"
+    try:
+        with torch.no_grad():
+            output = module(example)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problem = f"--model: {name} does not take images of {tuple(example.shape)}: {reason}"
+        raise RequestError(problem, fix=fix) from None
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(example):
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        problem = f"--model: {name} gives {found}, a classifier gives (batch, classes)"
+        raise RequestError(problem, fix="name a factory whose module returns logits alone")

@@ -1,0 +1,142 @@
+"""Train an image classifier with a recipe's modifiers: from the module to the result."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from sparsify import Model, RequestError, Trainer, Training
+from torch import nn
+
+from sparsify_image_classification.training.averaging import Average
+from sparsify_image_classification.training.checkpoints import BEST, identify, read
+from sparsify_image_classification.training.feeding import Feed, Place, make_feed
+from sparsify_image_classification.training.loop import Run, go_on, read_last, run_epochs
+from sparsify_image_classification.training.networks import load, load_teacher
+from sparsify_image_classification.training.options import TrainOptions, read_options
+from sparsify_image_classification.training.samples import choose
+from sparsify_image_classification.training.stepping import make_optimizer, peak_rate
+from sparsify_image_classification.training.stopping import held_back
+
+EPOCHS = 10  # where neither the recipe nor --train-kwargs says how many
+
+
+def train(model: Model, modifiers: Sequence[Any], training: Training) -> Model:
+    """Train a copy of the module and return it, on the CPU, with the best weights that are as small as asked.
+
+    Writes last.pt, best.pt and logs into the folder. Raises RequestError for options, data, a teacher or a checkpoint
+    that do not fit, StageError for a loss that is not finite, exhausted memory and a full disk.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    place = Place(accelerator.process_index, accelerator.num_processes, accelerator.device)
+    options, folder = read_options(training.experiment.train_kwargs), Path(training.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = choose(training.data, training.experiment)
+    classes = int(model.facts.get("classes") or len(training.data.labels))
+    feed = make_feed(chosen, training, options, classes, place)
+    try:
+        with held_back() as stop:
+            run = _begin(model, modifiers, training, feed, accelerator)
+            run_epochs(run, stop)
+            return _finish(model, run)
+    finally:
+        feed.close()
+        for file in folder.glob(f"pixels-*-{place.rank}.npy"):
+            file.unlink(missing_ok=True)
+
+
+def _begin(model: Model, modifiers: Sequence[Any], training: Training, feed: Feed, accelerator: Any) -> Run:
+    from sparsify_torch import ScheduledModifierManager
+
+    manager, options = ScheduledModifierManager(modifiers), feed.options
+    epochs = _epochs(manager, options)
+    teacher = _teacher(model, manager, training, feed)
+    module = copy.deepcopy(model.value)
+    plan = _plan(options, training, feed, epochs)
+    keys = [*feed.train.dataset.keys, *feed.validation.dataset.keys]
+    identity = identify(module, str(manager), keys, plan)
+    state = read_last(Path(training.folder), identity) if training.resume else None
+    if state is not None:
+        manager.apply_structure(module, state["epoch"] + state["step"] / feed.steps)
+        module.load_state_dict(state["module"])
+    torch.manual_seed(training.experiment.seed + feed.place.rank)
+    module = module.to(feed.place.device)
+    if options.channels_last:
+        module = module.to(memory_format=torch.channels_last)
+    images = feed.per_step * feed.place.ranks
+    runner, optimizer = accelerator.prepare(module, make_optimizer(module, options, images))
+    logged: dict[str, Any] = {}
+    stepping = manager.modify(
+        runner,
+        optimizer,
+        feed.steps,
+        distillation_teacher=teacher,
+        grad_sampler={"data_loader_builder": feed.sampled, "loss_function": nn.functional.cross_entropy},
+        loggers=[lambda tag, value, epoch: logged.update({tag: value})],
+    )
+    rate = None if manager.named("LearningRate") else peak_rate(options, images)
+    run = Run(
+        training, options, feed, accelerator, manager, module, runner, stepping, identity, epochs, rate, feed.at_once
+    )
+    run.logged, run.average = logged, Average(options.ema) if options.ema else None
+    if state is not None:
+        go_on(run, state)
+        training.note(f"resumed at epoch {run.epoch + 1}, step {run.step} of {feed.steps}")
+    return run
+
+
+def _finish(model: Model, run: Run) -> Model:
+    """Put the best weights in, let the recipe end, and hand the module back."""
+    run.accelerator.wait_for_everyone()
+    if run.best is not None:
+        run.module.load_state_dict(read(run.folder / BEST)["state_dict"])
+        said = f"{run.best['accuracy']:.2f} % of {len(run.feed.validation)} validation images"
+        run.training.note(f"best of {len(run.rows)} epochs: epoch {run.best['epoch'] + 1}, {said}")
+    run.manager.finalize(run.module)
+    module: Any = run.module
+    module = module.cpu().to(memory_format=torch.contiguous_format).eval()
+    unreadable = len(run.feed.train.dataset.unreadable)
+    if unreadable:
+        run.training.note(f"{unreadable} unreadable images were left out of training")
+    return Model("torch", module, {**model.facts, "history": run.rows, "best": run.best})
+
+
+def _epochs(manager: Any, options: TrainOptions) -> int:
+    if options.epochs is not None and options.epochs < manager.max_epochs:
+        problem = f"--train-kwargs: {options.epochs} epochs, the recipe runs to epoch {manager.max_epochs}"
+        raise RequestError(problem, fix="leave epochs out, or shorten the recipe with --recipe-args")
+    return int(options.epochs or manager.max_epochs or EPOCHS)
+
+
+def _teacher(model: Model, manager: Any, training: Training, feed: Feed) -> nn.Module | str | None:
+    """Return what the recipe distils from: by default a frozen copy of the dense module."""
+    said = training.experiment.teacher
+    if said == "disable":
+        return "disable"
+    if not manager.named("Distillation"):
+        if said is None:
+            return None
+        problem = f"--teacher: {said} has no effect, the recipe holds no DistillationModifier"
+        raise RequestError(problem, fix="add !DistillationModifier {} to the recipe, or leave --teacher out")
+    teacher = (
+        copy.deepcopy(model.value)
+        if said in (None, "self")
+        else load_teacher(str(said), training.experiment, feed.classes)
+    )
+    frozen: nn.Module = teacher.requires_grad_(False).eval().to(feed.place.device)
+    return frozen
+
+
+def _plan(options: TrainOptions, training: Training, feed: Feed, epochs: int) -> Mapping[str, Any]:
+    """Return what must be the same for a resumed run to be the undisturbed one."""
+    said = options.model_dump(exclude={"workers", "cache_mb", "epochs"})
+    teacher = training.experiment.teacher or "self"
+    return {"seed": training.experiment.seed, "teacher": teacher, "epochs": epochs, "steps": feed.steps, **said}
+
+
+TRAINER = Trainer(load=load, train=train)
