@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 STATISTICS = ("running_mean", "running_var")
+
+
+def snapshot(module: nn.Module) -> dict[str, Any]:
+    """Copy a module's state; what is no tensor is a module's own extra state, as fake quantization has."""
+    return {name: copied(value) for name, value in module.state_dict().items()}
+
+
+def copied(value: Any) -> Any:
+    """Copy one value of a state."""
+    return value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)
 
 
 class Average:
@@ -20,7 +32,7 @@ class Average:
 
     def __init__(self, decay: float) -> None:
         self.decay, self.steps = decay, 0
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Any] = {}
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
@@ -30,11 +42,12 @@ class Average:
         state = module.state_dict()
         for name, value in state.items():
             held = self.tensors.get(name)
-            fits = held is not None and held.shape == value.shape and value.is_floating_point()
-            if held is not None and fits and (name in averaged or name.endswith(STATISTICS)):
+            moves = isinstance(value, Tensor) and value.is_floating_point()
+            moves = moves and (name in averaged or name.endswith(STATISTICS))
+            if moves and isinstance(held, Tensor) and held.shape == value.shape:
                 held.lerp_(value, 1 - decay)
             else:
-                self.tensors[name] = value.detach().clone()
+                self.tensors[name] = copied(value)
         for name in self.tensors.keys() - state.keys():
             del self.tensors[name]
         self.steps += 1
@@ -47,7 +60,7 @@ class Average:
             return
         for name, kept in masks.items():
             self.tensors[name].masked_fill_(~kept, 0)
-        own = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        own = snapshot(module)
         module.load_state_dict(self.tensors)
         try:
             yield

@@ -13,7 +13,7 @@ import torch
 from sparsify import Training
 from torch import Tensor, nn
 
-from sparsify_image_classification.training.averaging import Average
+from sparsify_image_classification.training.averaging import Average, snapshot
 from sparsify_image_classification.training.checkpoints import (
     BEST,
     LAST,
@@ -155,7 +155,7 @@ def _keep_best(run: Run, accuracy: float) -> None:
     run.best = {"epoch": run.epoch, "accuracy": accuracy}
     if run.feed.place.rank == 0:
         with result_inside(run):
-            state = {name: value.detach().cpu().clone() for name, value in run.module.state_dict().items()}
+            state = snapshot(run.module)
         save({"state_dict": state, "identity": dict(run.identity), **run.best}, run.folder / BEST)
 
 
