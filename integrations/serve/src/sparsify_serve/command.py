@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -16,6 +16,7 @@ from sparsify import (
     ExitCode,
     Plugins,
     RequestError,
+    Session,
     Stopped,
     Talk,
     load_plugins,
@@ -102,7 +103,7 @@ def open_models(options: ServerOptions, plugins: Plugins) -> list[ServedModel]:
 
 def open_model(options: ModelOptions, max_queue: int, plugins: Plugins) -> ServedModel:
     """Load one model."""
-    open_session = load_runtime(options.runtime, plugins)
+    open_session: Callable[..., Session] = load_runtime(options.runtime, plugins)
     if "spin" in signature(open_session).parameters:  # threads that spin would take the cores from HTTP and clients
         open_session = partial(open_session, spin=False)
     opening = partial(load, options.deployment, open_session, options.threads, plugins)
