@@ -156,6 +156,23 @@ def test_images_of_the_evaluation_data_are_not_trained_on(unsplit: Path) -> None
     assert [key for key in chosen.train.keys if key.startswith("4/")]
 
 
+def test_a_split_of_its_own_validates(digits: Path, tmp_path: Path) -> None:
+    """With train/, val/ and test/ the validation images are those of val/, and all of train/ is trained on."""
+    for name, source in (("train", "train"), ("val", "val"), ("test", "val")):
+        (tmp_path / name).symlink_to(digits / source)
+    data = data_of(tmp_path)
+    chosen = samples.choose(data, experiment(tmp_path))
+    assert {key.split("/")[0] for key in chosen.validation.keys} == {"val"}
+    assert chosen.train.keys == data.splits["train"].keys
+
+
+def test_few_training_images_are_shared_out_nevertheless(digits: Path) -> None:
+    """Where calibration takes every training image, validation takes a tenth of them all the same."""
+    chosen = samples.choose(data_of(digits), experiment(digits, calibration_samples=5000))
+    assert (len(chosen.train), len(chosen.validation)) == (1076, 119)
+    assert set(chosen.train.keys).isdisjoint(chosen.validation.keys)
+
+
 def test_the_second_epoch_opens_no_file(digits: Path, tmp_path: Path, monkeypatch: Any) -> None:
     opened, count = samples.opened, 0
 
