@@ -85,6 +85,7 @@ def test_a_recipe_reaches_its_sparsity_exactly(ema: float, digits: Path, tmp_pat
     weight = dict(trained.value.named_parameters())[WEIGHT]
     assert int((weight == 0).sum()) == round(0.75 * weight.numel())
     assert accuracy(trained.value, digits) > 80
+    assert ["GMPruningModifier/progress" in row for row in trained.facts["history"]] == [True, True, False]
     assert trained.facts["best"]["epoch"] >= 1  # only epochs that are as sparse as the result
 
 
@@ -305,6 +306,11 @@ def test_options_that_do_not_work_are_refused(kwargs: Any, said: str, fix: str, 
     with pytest.raises(RequestError, match=said) as caught:
         fit(digits, tmp_path, pruning(), train_kwargs=kwargs)
     assert fix in caught.value.fix
+
+
+def test_half_precision_and_clipping_learn_too(digits: Path, tmp_path: Path) -> None:
+    trained = fit(digits, tmp_path, train_kwargs={"epochs": 3, "amp": True, "clip_grad": 1.0})
+    assert accuracy(trained.value, digits) > 80
 
 
 def test_patience_stops_early(digits: Path, tmp_path: Path) -> None:
