@@ -85,6 +85,7 @@ def test_a_recipe_reaches_its_sparsity_exactly(ema: float, digits: Path, tmp_pat
     weight = dict(trained.value.named_parameters())[WEIGHT]
     assert int((weight == 0).sum()) == round(0.75 * weight.numel())
     assert accuracy(trained.value, digits) > 80
+    assert ["GMPruningModifier/progress" in row for row in trained.facts["history"]] == [True, True, False]
     assert trained.facts["best"]["epoch"] >= 1  # only epochs that are as sparse as the result
 
 
@@ -154,6 +155,23 @@ def test_images_of_the_evaluation_data_are_not_trained_on(unsplit: Path) -> None
     chosen = samples.choose(data_of(unsplit), experiment(unsplit, eval_data=str(unsplit / "3")))
     assert not [key for key in chosen.train.keys if key.startswith("3/")]
     assert [key for key in chosen.train.keys if key.startswith("4/")]
+
+
+def test_a_split_of_its_own_validates(digits: Path, tmp_path: Path) -> None:
+    """With train/, val/ and test/ the validation images are those of val/, and all of train/ is trained on."""
+    for name, source in (("train", "train"), ("val", "val"), ("test", "val")):
+        (tmp_path / name).symlink_to(digits / source)
+    data = data_of(tmp_path)
+    chosen = samples.choose(data, experiment(tmp_path))
+    assert {key.split("/")[0] for key in chosen.validation.keys} == {"val"}
+    assert chosen.train.keys == data.splits["train"].keys
+
+
+def test_few_training_images_are_shared_out_nevertheless(digits: Path) -> None:
+    """Where calibration takes every training image, validation takes a tenth of them all the same."""
+    chosen = samples.choose(data_of(digits), experiment(digits, calibration_samples=5000))
+    assert (len(chosen.train), len(chosen.validation)) == (1076, 119)
+    assert set(chosen.train.keys).isdisjoint(chosen.validation.keys)
 
 
 def test_the_second_epoch_opens_no_file(digits: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -288,6 +306,11 @@ def test_options_that_do_not_work_are_refused(kwargs: Any, said: str, fix: str, 
     with pytest.raises(RequestError, match=said) as caught:
         fit(digits, tmp_path, pruning(), train_kwargs=kwargs)
     assert fix in caught.value.fix
+
+
+def test_half_precision_and_clipping_learn_too(digits: Path, tmp_path: Path) -> None:
+    trained = fit(digits, tmp_path, train_kwargs={"epochs": 3, "amp": True, "clip_grad": 1.0})
+    assert accuracy(trained.value, digits) > 80
 
 
 def test_patience_stops_early(digits: Path, tmp_path: Path) -> None:

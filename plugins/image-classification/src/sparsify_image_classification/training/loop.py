@@ -78,7 +78,8 @@ def run_epochs(run: Run, stop: Stop) -> None:
         row |= {"sparsity": sparsity(run), "seconds": round(time.perf_counter() - began, 3)}
         run.rows.append(row | {name: _plain(value) for name, value in run.logged.items()})
         _keep_best(run, accuracy)
-        run.epoch, run.step, run.loss, run.logged = run.epoch + 1, 0, None, {}
+        run.logged.clear()  # the recipe's modifiers go on writing into it
+        run.epoch, run.step, run.loss = run.epoch + 1, 0, None
         if run.feed.place.rank == 0:
             write_last(run)
             write_logs(run.folder, run.rows)

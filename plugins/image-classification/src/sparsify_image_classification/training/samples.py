@@ -49,19 +49,30 @@ def choose(data: Data, experiment: Experiment) -> Chosen:
     if experiment.eval_data is not None:
         kept_out = _below(whole, Path(experiment.eval_data))
     usable = [key for key in whole.keys if key not in kept_out]
-    selection = [key for key in splits.selection.keys if key in set(usable)]
-    validation = selection[: max(1, int(len(usable) * VALIDATION_SHARE))]
-    held = frozenset(validation)
+    validation = _validation(splits.selection, usable, experiment.seed)
+    held = frozenset(validation.keys)
     training = [key for key in usable if key not in held]
     if experiment.train_samples is not None:
         order = np.random.default_rng(experiment.seed).permutation(len(training))
         training = sorted(training[index] for index in order[: experiment.train_samples])
-    if len(training) < 2 or not validation:
+    if len(training) < 2 or not len(validation):
         problem = (
             f"--data: {experiment.data} leaves {len(training)} images to train on and {len(validation)} to validate"
         )
         raise RequestError(problem, fix="give more images: a folder without splits needs 30, train/ more than 2")
-    return Chosen(whole.take(training), whole.take(validation))
+    return Chosen(whole.take(training), validation)
+
+
+def _validation(selection: Dataset, usable: Sequence[str], seed: int) -> Dataset:
+    """Take the selection samples of a validation split of their own, else a tenth of what can be trained on."""
+    own = frozenset(usable)
+    if len(selection) and own.isdisjoint(selection.keys):
+        return selection
+    count = max(1, int(len(usable) * VALIDATION_SHARE)) if usable else 0
+    order = [key for key in selection.keys if key in own]
+    if not order:  # calibration took all that there is
+        order = [usable[index] for index in np.random.default_rng(seed).permutation(len(usable))]
+    return selection.take(order[:count])
 
 
 def _below(whole: Dataset, folder: Path) -> frozenset[str]:
