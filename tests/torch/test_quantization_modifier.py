@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,54 @@ def test_a_module_that_is_quantized_already_is_taken_as_it_is() -> None:
     state = qat.begin(module, options, batch(0)[0])
     train(module, Recipe((step("QuantizationModifier"),)), 1)
     assert dict(module.named_children())[qat.CHILD] is state
+
+
+@pytest.mark.parametrize("stop", [1.5, 2.0, 2.125, 3.5, 4.5, 5.5])
+def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(stop: float) -> None:
+    """Stop before quantization, right at its epoch, at its first batch, while observing, and with all frozen."""
+
+    def attach(module: nn.Module) -> tuple[ScheduledModifierManager, torch.optim.Optimizer]:
+        manager = ScheduledModifierManager.from_recipe(RECIPE)
+        plain = torch.optim.SGD(module.parameters(), 0.05, momentum=0.9)
+        return manager, manager.modify(module, plain, steps_per_epoch=STEPS)
+
+    def steps(module: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+        module.train()
+        for index in range(first, last):
+            images, labels = batch(index)
+            loss = functional.cross_entropy(module(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    at, end = int(stop * STEPS), 6 * STEPS
+    undisturbed = network()
+    steps(undisturbed, attach(undisturbed)[1], 0, end)
+    stopped = network()
+    manager, optimizer = attach(stopped)
+    steps(stopped, optimizer, 0, at)
+    saved = copy.deepcopy((stopped.state_dict(), optimizer.state_dict(), manager.state_dict()))
+    resumed = network()
+    fresh = ScheduledModifierManager.from_recipe(RECIPE)
+    fresh.apply_structure(resumed, stop, batch(0)[0][:2])
+    resumed.load_state_dict(saved[0])
+    plain = torch.optim.SGD(resumed.parameters(), 0.05, momentum=0.9)
+    again = fresh.modify(resumed, plain, steps_per_epoch=STEPS, epoch=stop)
+    again.load_state_dict(saved[1])
+    fresh.load_state_dict(saved[2])
+    steps(resumed, again, at, end)
+    found, wanted = resumed.state_dict(), undisturbed.state_dict()
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(found[name], value), name
+
+
+def test_going_on_from_a_checkpoint_needs_example_inputs() -> None:
+    manager = ScheduledModifierManager.from_recipe(Recipe((step("QuantizationModifier"),)))
+    with pytest.raises(RequestError, match="needs example inputs") as caught:
+        manager.apply_structure(network(), 1.0)
+    assert "apply_structure(module, epoch, images)" in caught.value.fix
 
 
 def test_calibration_steps_are_refused_for_there_is_no_data_to_calibrate_with() -> None:

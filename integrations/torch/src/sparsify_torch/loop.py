@@ -23,8 +23,9 @@ When: before the optimizer's step, while gradients are at hand. A part with `bet
 instead, and when it is attached: those that change what the next forward pass computes, such as modules, observers,
 which parameters train. One that replaces parameters calls `loop.swap(old, new, carry)` for each: the optimizer's
 groups and state follow, and so do the masks and the state of all other parts. New parameters go into the optimizer by
-`add_param_group`. Options whose modifier changes the structure also have `apply_structure(module, epoch)`, which does
-it to a fresh module before a checkpoint is loaded; `attach` then finds a module that is changed already.
+`add_param_group`. Options whose modifier changes the structure also have
+`apply_structure(module, epoch, example_inputs)`, which does it to a fresh module before a checkpoint is loaded;
+`attach` then finds a module that is changed already.
 """
 
 from __future__ import annotations

@@ -133,12 +133,15 @@ class ScheduledModifierManager:
         stepping = RecipeOptimizer(optimizer, self._run)
         return stepping if wrap_optim is None else RecipeScaler(wrap_optim, stepping)
 
-    def apply_structure(self, module: nn.Module, epoch: float = math.inf) -> None:
-        """Give a fresh module the structure that it has at an epoch, so that a checkpoint from then can be loaded."""
+    def apply_structure(self, module: nn.Module, epoch: float = math.inf, example_inputs: Any = None) -> None:
+        """Give a fresh module the structure that it has at an epoch, so that a checkpoint from then can be loaded.
+
+        example_inputs: as the module takes them; QuantizationModifier needs them.
+        """
         for options in self.modifiers:
             restructure = getattr(options, "apply_structure", None)
             if restructure is not None and options.start_epoch <= epoch:
-                restructure(bare(module), epoch)
+                restructure(bare(module), epoch, example_inputs)
 
     def update(self) -> None:
         """Let the modifiers act that are due before the step at hand; the wrapped `step` does it by itself."""

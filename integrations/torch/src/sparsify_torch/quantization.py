@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sparsify import RequestError
+from torch import nn
 
 from sparsify_torch import qat
 from sparsify_torch.loop import Loop, Part
 from sparsify_torch.qat_options import QuantizationOptions
+from sparsify_torch.schedule import NEAR
 
 
 class QuantizationModifier(QuantizationOptions):
@@ -17,6 +19,18 @@ class QuantizationModifier(QuantizationOptions):
     Ranges follow the activations until `disable_quantization_observer_epoch`; batch norms use the statistics of the
     batch until `freeze_bn_stats_epoch`, as they do in training, and those they have gathered from then on.
     """
+
+    def apply_structure(self, module: nn.Module, epoch: float, example_inputs: Any) -> None:
+        """Quantize a fresh module where it was quantized at an epoch: from the first batch after `start_epoch` on.
+
+        Raises RequestError without example inputs.
+        """
+        if qat.CHILD in dict(module.named_children()) or epoch <= max(self.start_epoch, 0.0) + NEAR:
+            return
+        if example_inputs is None:
+            fix = "give them: manager.apply_structure(module, epoch, images)"
+            raise RequestError("QuantizationModifier needs example inputs to go on from a checkpoint", fix=fix)
+        qat.begin(module, self, example_inputs)
 
     def attach(self, loop: Loop) -> Part:
         """Return what quantizes the loop's module; nothing is changed before `start_epoch`."""
@@ -29,26 +43,20 @@ class QuantizationModifier(QuantizationOptions):
 
 
 class _Quantizing(Part):
-    """Begin with what the module was last called with, and freeze what is due."""
+    """Begin with the next batch, and freeze what is due."""
 
     between_steps: ClassVar[bool] = True
 
     def __init__(self, options: QuantizationModifier, loop: Loop) -> None:
         self.options, self.loop = options, loop
-
-    def start(self, epoch: float) -> None:
-        """Put fake quantization into the module, unless a checkpoint has brought it along."""
-        module, seen = self.loop.module, self.loop.forward
-        if qat.CHILD in dict(module.named_children()):
-            return
-        if seen.arguments or seen.keywords:
-            qat.begin(module, self.options, (seen.arguments, dict(seen.keywords)))
-        else:
-            qat.begin_at_first_call(module, self.options)
+        self.armed = False
 
     def update(self, epoch: float) -> None:
-        """Freeze observers and batch norms from their epochs on."""
+        """Begin at the next batch, unless a checkpoint has brought it along; freeze what is due."""
         if qat.CHILD not in dict(self.loop.module.named_children()):
+            if not self.armed:
+                qat.begin_at_first_call(self.loop.module, self.options)
+                self.armed = True
             return
         for due, freeze in (
             (self.options.disable_quantization_observer_epoch, qat.freeze_observers),

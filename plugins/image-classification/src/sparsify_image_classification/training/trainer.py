@@ -62,7 +62,8 @@ def _begin(model: Model, modifiers: Sequence[Any], training: Training, feed: Fee
     identity = identify(module, str(manager), keys, plan)
     state = read_last(Path(training.folder), identity) if training.resume else None
     if state is not None:
-        manager.apply_structure(module, state["epoch"] + state["step"] / feed.steps)
+        example = model.facts["example_inputs"]
+        manager.apply_structure(module, state["epoch"] + state["step"] / feed.steps, example)
         module.load_state_dict(state["module"])
     torch.manual_seed(training.experiment.seed + feed.place.rank)
     module = module.to(feed.place.device)
