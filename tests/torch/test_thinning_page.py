@@ -14,7 +14,9 @@ def test_the_pages_code_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocks = re.findall(r"^```text\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    *blocks, timed = blocks
     assert len(blocks) == 4
+    assert "thin_to_speed(" in timed  # it times models for minutes: tests of its own run it on smaller ones
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
     for block in blocks:

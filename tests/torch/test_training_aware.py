@@ -1,0 +1,83 @@
+"""`sparsify run training-aware` from the command line: trained, exported, verified, and as small as was asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from textwrap import dedent
+
+import onnx
+import pytest
+from sparsify.cli.app import main
+from sparsify_image_classification.demo import write_demo
+
+NETWORK = """
+from torch import nn
+
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )
+"""
+
+
+@pytest.fixture
+def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    (tmp_path / "tiny_network.py").write_text(dedent(NETWORK))
+    monkeypatch.syspath_prepend(tmp_path)
+    _, data = write_demo(tmp_path / "demo")
+    fixed = ["run", "training-aware", "--use-case", "image-classification", "--model", "tiny_network:net"]
+    return [*fixed, "--data", str(data), "--threads", "1", "--output", str(tmp_path / "run")]
+
+
+def ends(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def test_a_model_is_trained_to_the_sparsity_and_the_precision_that_the_level_asks_for(
+    request_: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # the dense model starts from random weights here: there is nothing to learn from it
+    options = ["--train-kwargs", '{"epochs": 4, "image_size": 8, "batch_size": 32, "lr": 0.1}', "--teacher", "disable"]
+    options += ["--max-drop", "none", "--json"]
+    code = ends([*request_, *options])
+    metrics = json.loads(capsys.readouterr().out)
+    assert code in (0, 6)  # so small a model may be no faster, and its dense self was never trained
+    assert metrics["kind"] == "training-aware"
+    assert metrics["optimized"]["sparsity"] == pytest.approx(0.7, abs=0.01)
+    assert metrics["optimized"]["quantized"] == {"int8": 4, "of": 4}
+    accuracy = {side: metrics[side]["metrics"]["accuracy"] for side in ("baseline", "optimized")}
+    assert accuracy["optimized"] > accuracy["baseline"] + 30
+    run = tmp_path / "run"
+    assert (run / "training_artifacts" / "dense.onnx").is_file()
+    assert (run / "training_artifacts" / "last.pt").is_file()
+    recipe = (run / "recipe.yaml").read_text()
+    for name in ("GlobalMagnitudePruningModifier", "QuantizationModifier"):
+        assert f"!{name}" in recipe
+    assert "DistillationModifier" not in recipe
+    graph = onnx.load(run / "deployment" / "model.onnx").graph
+    assert not any("fake" in node.op_type.lower() for node in graph.node)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--train-kwargs", '{"epochs": 0}'], "epochs"),
+        (["--train-kwargs", '{"learning_rate": 1}'], "learning_rate"),
+        (["--use-case", "custom:mine"], "custom use case"),
+    ],
+)
+def test_requests_that_cannot_be_are_refused(
+    options: list[str], error: str, request_: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ends([*request_, *options]) == 2
+    told = capsys.readouterr().err
+    assert error in told
+    assert "\nfix: " in told
