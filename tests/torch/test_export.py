@@ -25,10 +25,7 @@ from torch import Tensor, nn
 from tests.onnx.models import dataset
 from tests.torch.qat_nets import Encoder, ResNet20, Swish, Toy
 
-SHARED = next(
-    (folder for root in Path(__file__).resolve().parents if (folder := root / "shared" / "data").is_dir()),
-    Path("/work/shared/data"),
-)
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 RESNET20 = SHARED / "models" / "resnet20_cifar10jpg.pth"
 
 

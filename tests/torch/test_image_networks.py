@@ -17,7 +17,7 @@ from torch import nn
 
 from tests.torch.image_training import experiment, tiny
 
-SHARED = Path("/work/shared/data/models")
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "models"
 
 
 @pytest.fixture(scope="module")
