@@ -29,7 +29,8 @@ def offering(catalogue: str, rest: str = "") -> str:
 
 @pytest.mark.parametrize("name", ["core", "npz", "onnx", "image-classification", "plugin-kit"])
 def test_our_own_plugins_conform(name: str) -> None:
-    assert [str(finding) for finding in check_plugin(name)] == []
+    # what needs torch is checked where that is installed: tests/torch/test_conformance.py
+    assert [str(finding) for finding in check_plugin(name) if finding.fault] == []
 
 
 def test_every_catalogue_has_a_contract() -> None:
