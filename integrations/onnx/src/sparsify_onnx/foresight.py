@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from sparsify import Ratio, Recipe, RequestError, Search, Step, missing, time_ratio
 
@@ -30,16 +31,17 @@ def foresee(search: Search, recipe: Recipe) -> None:
         return
     if not recipe.steps:
         raise RequestError("--target-speedup has no effect at --optim-level 0", fix="give a level above 0")
-    reached = rehearse(search, recipe, [runtime])[runtime]
+    rough = rehearse(search, recipe)
+    reached = _ratios(search, rough, [runtime])[runtime]
     if reached.low > 1 / target:
-        raise _out_of_reach(search, recipe, target, reached)
+        raise _out_of_reach(search, rough, target, reached)
     search.talk.note(f"rehearsed: {1 / reached.value:.2f} × as fast as float on {runtime}, {target:g} asked for")
 
 
-def _out_of_reach(search: Search, recipe: Recipe, target: float, reached: Ratio) -> RequestError:
+def _out_of_reach(search: Search, rough: Path, target: float, reached: Ratio) -> RequestError:
     runtime = search.plan.experiment.runtime[0]
     offers = [offer.entry for offer in search.plan.plugins.offers("runtimes")]
-    others = rehearse(search, recipe, [one.name for one in offers if one.name != runtime and not missing(one)])
+    others = _ratios(search, rough, [one.name for one in offers if one.name != runtime and not missing(one)])
     speeds = {name: 1 / ratio.value for name, ratio in others.items()}
     best = max(speeds, key=speeds.__getitem__, default="")
     least = 1 / reached.value - 0.05
@@ -70,12 +72,16 @@ def rehearsal(recipe: Recipe) -> Recipe:
     return Recipe(tuple(steps))
 
 
-def rehearse(search: Search, recipe: Recipe, runtimes: Sequence[str]) -> Mapping[str, Ratio]:
-    """Time a model that is as fast as the recipe's beside the baseline, on each of these runtimes."""
+def rehearse(search: Search, recipe: Recipe) -> Path:
+    """Write a model that is as fast as the recipe's."""
     few = search.context.calibration
     context = replace(search.context, calibration=few.take(few.keys[:SAMPLES]), selection=None, note=lambda line: None)
     path = search.plan.folder.state / "rehearsal.onnx"
     trial = replace(search, context=context, known={})
     search.plan.model_format.save(trial.apply(rehearsal(recipe)), path)
-    timed = search.time(path, runtimes) if runtimes else {}
+    return path
+
+
+def _ratios(search: Search, rough: Path, runtimes: Sequence[str]) -> Mapping[str, Ratio]:
+    timed = search.time(rough, runtimes) if runtimes else {}
     return {name: time_ratio(both["optimized"], both["baseline"]) for name, both in timed.items()}

@@ -14,6 +14,7 @@ from sparsify import RequestError
 from torch import Tensor, nn
 
 from sparsify_torch.loop import Loop
+from sparsify_torch.tracing import evaluating
 
 KEYS = ("data_loader_builder", "loss_function")
 FIX = 'give manager.modify(…, grad_sampler={"data_loader_builder": …, "loss_function": …})'
@@ -34,9 +35,7 @@ def sample_gradients(
 ) -> Iterator[list[Tensor]]:
     """Yield the gradients of `count` batches; the module is in evaluation mode, so that no statistics move."""
     sampler = loop.grad_sampler or {}
-    modes = {module: module.training for module in loop.module.modules()}
-    loop.module.eval()
-    try:
+    with evaluating(loop.module):
         for arguments, named, target in _batches(sampler["data_loader_builder"], keywords, count, modifier):
             with torch.enable_grad():
                 loss = sampler["loss_function"](loop.module(*arguments, **named), target)
@@ -44,9 +43,6 @@ def sample_gradients(
             grads = iter(found)
             gradients = [next(grads) if one.requires_grad else None for one in parameters]
             yield [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _batches(

@@ -17,9 +17,10 @@ from sparsify_torch.bn_folding import NORM_ARGUMENTS, round_bias, round_norm_bia
 from sparsify_torch.export_graph import clean_copy, example_of, split_inputs
 from sparsify_torch.fake_quant import LARGEST, REDUCED, make_grids, round_activation, round_weight, weight_scales
 from sparsify_torch.observers import Ranges, add_counts, chosen_shares, extremes, follow
-from sparsify_torch.qat_calls import Calls, Site, evaluating, module_paths
+from sparsify_torch.qat_calls import Calls, Site, module_paths
 from sparsify_torch.qat_options import QuantizationOptions
 from sparsify_torch.qat_plan import Plan, Rounding, WeightRounding, make_plan
+from sparsify_torch.tracing import evaluating
 
 CHILD = "fake_quantization"  # under this name the state lies in the module's state_dict
 
