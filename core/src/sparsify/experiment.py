@@ -62,7 +62,7 @@ class Experiment(BaseModel):
     allocation: Allocation = Field("parameters", description="what the sparsity is a share of as it is spread by layer")
     time_budget: Duration | None = Field(None, description="cut the search for a better recipe after 90s, 10m, 1h")
     max_memory: Memory | None = Field(None, description="the most memory the process may take: 800MB, 4GB, 2GiB")
-    target_speedup: Speedup | None = Field(None, description="how many times as fast as float it has to be; out of reach is refused")
+    target_speedup: Speedup | None = Field(None, description="how many times as fast as float it has to be")
     runtime: Names = Field(("onnxruntime",), description="repeatable; the first one decides")
     threads: int = Field(0, ge=0, description="threads of a runtime session; 0 = all cores")
     seed: int = Field(0, ge=0, description="seed of every random choice")
