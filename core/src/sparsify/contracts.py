@@ -258,7 +258,8 @@ class Trainer:
 
     load(experiment) makes the module that --model names, with --weights, as a Model whose exporter gives ONNX; raises
     RequestError. train(model, modifiers, training) runs a loop with these options objects attached, in order, and
-    returns the trained model.
+    returns the trained model. Where the facts of the loaded one say `untrained`, it is trained without modifiers first:
+    that is the baseline, and what the recipe begins with.
     """
 
     load: Callable[[Experiment], Model]

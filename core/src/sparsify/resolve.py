@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sparsify.experiment import Experiment
 
 IDLE = {  # options that have no effect
-    "one-shot": ("weights", "teacher", "train_kwargs", "train_samples"),
+    "one-shot": ("teacher", "train_kwargs", "train_samples"),
     "training-aware": ("allocation", "calibration_samples", "time_budget", "target_speedup"),
 }
 
@@ -93,7 +93,8 @@ def resolve(experiment: Experiment, plugins: Plugins, *, resume: bool = False) -
     refuse_idle_options(experiment)
     choice = resolve_use_case(experiment.use_case, plugins, experiment.kind)
     use_case: UseCase = load_target(choice.offer)
-    given = existing(experiment.model, "--model") if experiment.kind == "one-shot" else None
+    named = experiment.kind != "one-shot" or experiment.weights  # a model that the use case's trainer makes
+    given = None if named else existing(experiment.model, "--model")
     data_path = existing(experiment.data, "--data")
     loader_name, loader = find_loader(choice, data_path, plugins)
     eval_path = existing(experiment.eval_data, "--eval-data") if experiment.eval_data else None

@@ -21,20 +21,26 @@ from sparsify_image_classification.training.samples import choose
 from sparsify_image_classification.training.stepping import make_optimizer, peak_rate
 from sparsify_image_classification.training.stopping import held_back
 
-EPOCHS = 10  # where neither the recipe nor --train-kwargs says how many
+EPOCHS = 15  # where neither the recipe nor --train-kwargs says how many: as many as a generated recipe has
 
 
 def train(model: Model, modifiers: Sequence[Any], training: Training) -> Model:
     """Train a copy of the module and return it, on the CPU, with the best weights that are as small as asked.
 
-    Writes last.pt, best.pt and logs into the folder. Raises RequestError for options, data, a teacher or a checkpoint
-    that do not fit, StageError for a loss that is not finite, exhausted memory and a full disk.
+    A model without trained weights comes without modifiers first, and returns as what the recipe begins with. Writes
+    last.pt, best.pt and logs into the folder. Raises RequestError for options, data, a teacher or a checkpoint that do
+    not fit, StageError for a loss that is not finite, exhausted memory and a full disk.
     """
     from accelerate import Accelerator
 
     accelerator = Accelerator()
     place = Place(accelerator.process_index, accelerator.num_processes, accelerator.device)
     options, folder = read_options(training.experiment.train_kwargs), Path(training.folder)
+    if model.facts.get("untrained") and not modifiers:
+        if options.dense_epochs == 0:
+            return model
+        options = options.model_copy(update={"epochs": options.dense_epochs or options.epochs or EPOCHS})
+        training.note(f"the dense model is trained first, {options.epochs} epochs: the baseline, and the teacher")
     folder.mkdir(parents=True, exist_ok=True)
     chosen = choose(training.data, training.experiment)
     classes = int(model.facts.get("classes") or len(training.data.labels))
@@ -104,7 +110,7 @@ def _finish(model: Model, run: Run) -> Model:
     unreadable = len(run.feed.train.dataset.unreadable)
     if unreadable:
         run.training.note(f"{unreadable} unreadable images were left out of training")
-    return Model("torch", module, {**model.facts, "history": run.rows, "best": run.best})
+    return Model("torch", module, {**model.facts, "untrained": False, "history": run.rows, "best": run.best})
 
 
 def _epochs(manager: Any, options: TrainOptions) -> int:
@@ -124,6 +130,9 @@ def _teacher(model: Model, manager: Any, training: Training, feed: Feed) -> nn.M
             return None
         problem = f"--teacher: {said} has no effect, the recipe holds no DistillationModifier"
         raise RequestError(problem, fix="add !DistillationModifier {} to the recipe, or leave --teacher out")
+    if said is None and model.facts.get("untrained"):
+        training.note("nothing is distilled: the dense model has no trained weights (dense_epochs is 0)")
+        return "disable"
     teacher = (
         copy.deepcopy(model.value)
         if said in (None, "self")
