@@ -53,7 +53,7 @@ def test_a_model_is_trained_to_the_sparsity_and_the_precision_that_the_level_ask
     assert metrics["optimized"]["sparsity"] == pytest.approx(0.7, abs=0.01)
     assert metrics["optimized"]["quantized"] == {"int8": 4, "of": 4}
     accuracy = {side: metrics[side]["metrics"]["accuracy"] for side in ("baseline", "optimized")}
-    assert accuracy["baseline"] > 80  # random weights are trained dense first
+    assert accuracy["baseline"] > 60  # random weights are trained dense first
     assert accuracy["optimized"] > accuracy["baseline"] - 5
     run = tmp_path / "run"
     assert (run / "training_artifacts" / "dense.onnx").is_file()

@@ -145,9 +145,9 @@ def request_of(experiment: Experiment) -> dict[str, Any]:
 
 
 def existing(path: str, option: str) -> Path:
-    """Return an existing path; raises RequestError naming the option."""
+    """Return an existing path, or a pattern of names that some file fits; raises RequestError naming the option."""
     found = Path(path)
-    if not found.exists():
+    if not found.exists() and not any(found.parent.glob(found.name)):
         fix = "give the path of an existing file or folder"
         if "." not in found.name and "/" not in path:
             fix += "; model and dataset names are not known to this installation"

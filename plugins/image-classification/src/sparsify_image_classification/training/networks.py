@@ -14,7 +14,7 @@ import torch
 from sparsify import Experiment, MissingLibraryError, Model, RequestError
 from torch import Tensor, nn
 
-from sparsify_image_classification.imagefolder import count_classes
+from sparsify_image_classification.forms import count_classes
 from sparsify_image_classification.training.cifar_resnet import cifar_resnet20
 from sparsify_image_classification.training.heads import put_head
 from sparsify_image_classification.training.options import read_options
