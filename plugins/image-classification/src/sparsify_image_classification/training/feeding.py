@@ -104,7 +104,7 @@ class Feed:
         aspects = self.train.aspects[indices].astype(np.float64)
         sides = self.description["crop"] or self.description["resize"]
         images = torch.from_numpy(pixels).to(self.place.device)
-        images = augment(images, aspects, (sides[0], sides[1]), self.options, random)
+        images = augment(images, aspects, (sides[0], sides[1]), self.options, random, self.train.pool.map)
         numbers, wanted = to_numbers(images, self.description), torch.from_numpy(targets).to(self.place.device)
         if mixed and (self.options.mixup or self.options.cutmix):
             return mix(numbers, wanted, self.classes, self.options, random)
