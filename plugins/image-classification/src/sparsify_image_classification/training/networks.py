@@ -51,6 +51,8 @@ def load(experiment: Experiment) -> Model:
     elif width != classes and not as_it_is:
         notes.append(_new_head(name, module, example, width, classes))
         trained = False
+    if experiment.teacher not in (None, "self", "disable"):
+        load_teacher(str(experiment.teacher), experiment, classes)  # told of before anything is trained
     facts = {"example_inputs": (example,), "input_names": ("input",), "output_names": ("logits",), "notes": notes}
     return Model("torch", module, {**facts, "architecture": name, "classes": classes, "untrained": not trained})
 
