@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sparsify import DataRequest, TensorSpec
 from sparsify.cli.app import main
+from sparsify_image_classification import webdataset
 from sparsify_image_classification.demo import write_demo
+from sparsify_image_classification.training.samples import choose
 
-from tests.torch.image_training import tiny
+from tests.torch.image_training import experiment, tiny
 
 KWARGS = {"epochs": 2, "image_size": 8, "batch_size": 32, "flip": False, "crop": False}
 Convert = Callable[[Path, Path], Path]
@@ -115,6 +118,17 @@ def test_one_shot_reads_a_pattern_of_shards(digits: Path, tmp_path: Path, capsys
     assert json.loads(capsys.readouterr().out)["baseline"]["metrics"]["accuracy"] > 95
     assert run(f"{tmp_path}/shards/none-*.tar", tmp_path / "none", *words, kind="one-shot") == 2
     assert "none-*.tar does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", ["part-1.tar", "part-[1-9].tar"])
+def test_shards_of_the_evaluation_data_are_not_trained_on(named: str, digits: Path, tmp_path: Path) -> None:
+    shards = as_shards(digits, tmp_path / "shards")
+    for index, split in enumerate(("train", "val")):
+        (shards / f"{split}-000.tar").rename(shards / f"part-{index}.tar")
+    shape = TensorSpec("input", "float32", ("batch", 1, 8, 8))
+    data = webdataset.load(DataRequest(shards, (shape,), ()))
+    chosen = choose(data, experiment(shards, eval_data=str(shards / named)))
+    assert {key.split("/")[0] for part in (chosen.train, chosen.validation) for key in part.keys} == {"part-0.tar"}
 
 
 def refused(data: Path, output: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -75,10 +75,16 @@ def _validation(selection: Dataset, usable: Sequence[str], seed: int) -> Dataset
     return selection.take(order[:count])
 
 
-def _below(whole: Dataset, folder: Path) -> frozenset[str]:
-    """Return the keys whose files lie in the folder of --eval-data."""
-    held = folder.resolve()
-    return frozenset(key for key in whole.keys if (whole.read.root / key).resolve().is_relative_to(held))  # type: ignore[attr-defined]
+def _below(whole: Dataset, held: Path) -> frozenset[str]:
+    """Return the keys of what lies in the folder, the shards or the files of --eval-data."""
+    root = whole.read.root  # type: ignore[attr-defined]
+    named = [held] if held.exists() else held.parent.glob(held.name)
+    kept_out = {path.resolve() for path in named}
+    return frozenset(key for key in whole.keys if not kept_out.isdisjoint(_with_parents((root / key).resolve())))
+
+
+def _with_parents(path: Path) -> list[Path]:
+    return [path, *path.parents]
 
 
 class Images:
