@@ -35,7 +35,7 @@ _PUBLIC = {
     "splits": "draw_splits held_out_split",
     "talk": "Talk",
     "timing": "Candidate Ratio Timing gzip_size time_interleaved time_ratio",
-    "use_cases": "resolve_use_case",
+    "use_cases": "known_use_cases resolve_use_case",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = sorted(_HOME)

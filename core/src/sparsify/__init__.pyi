@@ -57,4 +57,5 @@ from sparsify.timing import Timing as Timing
 from sparsify.timing import gzip_size as gzip_size
 from sparsify.timing import time_interleaved as time_interleaved
 from sparsify.timing import time_ratio as time_ratio
+from sparsify.use_cases import known_use_cases as known_use_cases
 from sparsify.use_cases import resolve_use_case as resolve_use_case

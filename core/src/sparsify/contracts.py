@@ -182,7 +182,7 @@ class Session(Protocol):
 
     facts: `precision` (what was executed, e.g. "float32", "int8"), `int8_executed` (nodes), each None where the runtime
     does not tell, `uses_zeros` (whether unstructured zeros make it faster), `static_shapes` (whether it compiles again
-    for each batch size), and whatever else it knows of itself.
+    for each batch size), `notice` (what a user should know who chooses it), and whatever else it knows of itself.
     """
 
     @property

@@ -20,7 +20,7 @@ from sparsify.experiment import Experiment
 from sparsify.formats import convert, find_runtime
 from sparsify.levels import parse_memory
 from sparsify.outcome import SLOWER, Measured, build_metrics, exit_code, near_chance
-from sparsify.plugins import Plugins, load_plugins
+from sparsify.plugins import Plugins, load_plugins, missing
 from sparsify.recipe import Recipe, dump_recipe
 from sparsify.remembering import OUTPUT_BYTES, Outputs
 from sparsify.resolve import Loaded, Plan, request_of, resolve
@@ -172,6 +172,8 @@ def measure_baseline(plan: Plan, loaded: Loaded, talk: Talk) -> None:
                 session, test, loaded.metrics,
                 batch_size=loaded.batch_size, pad=loaded.fixed_batch, progress=talk.progress,
             )  # fmt: skip
+            if notice := session.facts.get("notice"):
+                talk.note(notice)
     except StageError:
         # names the layer where NaN starts
         plan.model_format.compare(loaded.model, loaded.model, test, loaded.batch_size, None)
@@ -237,11 +239,14 @@ def verify(search: Search, model: Model, artefact: Path) -> Measured:
 
 
 def time_runtimes(search: Search, artefact: Path) -> Mapping[str, Mapping[str, Timing]]:
-    """Time baseline and artefact on every runtime asked for, all in turns."""
-    runtimes, timings = search.plan.experiment.runtime, dict[str, dict[str, Timing]]()
+    """Time baseline and artefact on the runtimes asked for and on all others that are installed, all in turns."""
+    asked, timings = search.plan.experiment.runtime, dict[str, dict[str, Timing]]()
+    others = {offer.entry.name for offer in search.plan.plugins.offers("runtimes") if not missing(offer.entry)}
+    others -= {name.partition(":")[0] for name in asked}
+    runtimes = [*asked, *(name for name in sorted(others) if search.runs(artefact, name))]
     for blocks in (BLOCKS, 3 * BLOCKS):  # a busy machine can look like a slow model: look longer before saying so
         timings = search.time(artefact, runtimes, blocks, BLOCK_S)
-        if time_ratio(timings[runtimes[0]]["optimized"], timings[runtimes[0]]["baseline"]).low <= SLOWER:
+        if time_ratio(timings[asked[0]]["optimized"], timings[asked[0]]["baseline"]).low <= SLOWER:
             break
     return timings
 

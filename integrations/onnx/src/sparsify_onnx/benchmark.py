@@ -74,6 +74,8 @@ def benchmark(
         drawn = {batch: [random_inputs(one, shapes, batch) for one in found] for batch in batches}  # before any runs
         timed = partial(measure, found, threads=threads or cores, seconds=seconds, talk=talk)
         rows = [row for batch, count in product(batches, streams or [1]) for row in timed(drawn[batch], batch, count)]
+    for notice in dict.fromkeys(row["notice"] for row in rows if row["notice"]):
+        talk.note(notice)
     known = {**environment(), "cpu_features": cpu_features(), "pinned_cores": cores if pin else None}
     text = json.dumps({"schema": 1, "environment": known, "results": rows}, indent=2)
     if export_path is not None:
@@ -145,7 +147,7 @@ def measure(
         row |= {key: round(getattr(timing, key), 4) for key in ("p50_ms", "p95_ms", "throughput")}
         row |= {"input_shapes": {name: list(array.shape) for name, array in inputs[place].items()}}
         row |= {"distribution_ms": distribution(timing.runs_ms)}
-        row |= {key: timing.facts.get(key) for key in ("version", "precision", "int8_executed", "supported")}
+        row |= {key: timing.facts.get(key) for key in ("version", "precision", "int8_executed", "supported", "notice")}
         ratios = {"time_ratio": 0, "time_ratio_own": first_of[one.runtime]}
         yield row | {
             key: None if place == first else asdict(time_ratio(timing, timings[str(first)]))
