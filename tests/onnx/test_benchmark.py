@@ -110,7 +110,7 @@ def test_json_holds_the_latency_keys_and_the_ratio_to_the_first(run: Run, model:
     ]  # fmt: skip
     assert set(rows[0]) == {
         "model", "runtime", "version", "batch", "streams", "threads", "input_shapes", "p50_ms", "p95_ms", "throughput",
-        "distribution_ms", "precision", "int8_executed", "supported", "notice", "time_ratio", "time_ratio_own",
+        "distribution_ms", "precision", "int8_executed", "supported", "time_ratio", "time_ratio_own",
     }  # fmt: skip
     assert rows[0]["time_ratio"] is rows[0]["time_ratio_own"] is None
     ratio = rows[1]["time_ratio"]

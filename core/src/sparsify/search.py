@@ -133,11 +133,13 @@ class Search:
         return {figure: np.array(value) for figure, value in figures.items()}
 
 
-def foresee(search: Search, recipe: Recipe) -> None:
-    """Let a recipe's generator say what cannot pay; raises RequestError for what cannot be reached."""
+def foresee(search: Search, recipe: Recipe) -> Recipe:
+    """Let a recipe's generator say what cannot pay, and measure what the recipe needs to know of the model.
+
+    Raises RequestError for what cannot be reached.
+    """
     generator: RecipeGenerator = search.plan.plugins.load("recipe_generators", search.plan.experiment.kind)
-    if generator.foresee:
-        generator.foresee(search, recipe)
+    return generator.foresee(search, recipe) if generator.foresee else recipe
 
 
 def compress(search: Search, recipe: Recipe) -> tuple[Recipe, Model]:

@@ -21,7 +21,6 @@ QUIET = {"NM_DISABLE_ANALYTICS": "1", "NM_LOGGING_LEVEL": "error"}  # it reports
 PIPE_BYTES = 1 << 20  # the most that Linux lets any user take: a batch of images needs fewer turns
 GRACE_S = 10.0  # for a worker to end by itself
 Arrays = Mapping[str, NDArray[Any]]
-NOTICE = "DeepSparse ended in 2025, and its licence allows evaluation only: not for production"
 
 
 def open_session(path: Path, threads: int = 0) -> Session:
@@ -36,8 +35,8 @@ def open_session(path: Path, threads: int = 0) -> Session:
 class _Session:
     """Hold the process.
 
-    facts: runtime, version, notice, uses_zeros, static_shapes; precision and int8_executed, which it does not tell;
-    supported, the share of operators that its own kernels run, and threads, for which it compiles the model.
+    facts: runtime, version, uses_zeros, static_shapes; precision and int8_executed, which it does not tell; supported,
+    the share of operators that its own kernels run, and threads, for which it compiles the model.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
@@ -108,7 +107,6 @@ class _Facts(Mapping[str, Any]):
         self.known: dict[str, Any] = {
             "runtime": "deepsparse",
             "version": VERSION,
-            "notice": NOTICE,
             "precision": None,
             "int8_executed": None,
             "uses_zeros": True,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparsify_onnx.ranges import choose_range as choose_range
     from sparsify_onnx.runtime import open_session as open_session
     from sparsify_onnx.sessions import open_model as open_model
+    from sparsify_onnx.spreading import layer_shares as layer_shares
     from sparsify_onnx.storage import write_atomic as write_atomic
     from sparsify_onnx.trained import prepare_int8 as prepare_int8
     from sparsify_onnx.trained import write_int8 as write_int8
@@ -37,6 +38,7 @@ _PUBLIC = {
     "ranges": "Grid choose_range",
     "runtime": "open_session",
     "sessions": "open_model",
+    "spreading": "layer_shares",
     "storage": "write_atomic",
     "trained": "prepare_int8 write_int8",
 }

@@ -26,6 +26,7 @@ from sparsify import (
     Session,
     Talk,
     environment,
+    find_runtime,
     fit,
     load_plugins,
     load_runtime,
@@ -69,13 +70,14 @@ def benchmark(
     plugins, talk = load_plugins(), Talk(quiet=as_json)
     shapes = dict(parse_shape(text) for text in input_shape or ())
     with TemporaryDirectory(prefix="sparsify-") as folder, pinned(threads if pin else None) as cores:
-        found = list(contenders(models, named_runtimes(runtime, plugins), plugins, Path(folder)))
+        names = named_runtimes(runtime, plugins)
+        for name in names:
+            talk.note(f"runtime {name}: {find_runtime(name, plugins).entry.summary}")
+        found = list(contenders(models, names, plugins, Path(folder)))
         batches = batch_size or [natural_batch(found, shapes)]
         drawn = {batch: [random_inputs(one, shapes, batch) for one in found] for batch in batches}  # before any runs
         timed = partial(measure, found, threads=threads or cores, seconds=seconds, talk=talk)
         rows = [row for batch, count in product(batches, streams or [1]) for row in timed(drawn[batch], batch, count)]
-    for notice in dict.fromkeys(row["notice"] for row in rows if row["notice"]):
-        talk.note(notice)
     known = {**environment(), "cpu_features": cpu_features(), "pinned_cores": cores if pin else None}
     text = json.dumps({"schema": 1, "environment": known, "results": rows}, indent=2)
     if export_path is not None:
@@ -147,7 +149,7 @@ def measure(
         row |= {key: round(getattr(timing, key), 4) for key in ("p50_ms", "p95_ms", "throughput")}
         row |= {"input_shapes": {name: list(array.shape) for name, array in inputs[place].items()}}
         row |= {"distribution_ms": distribution(timing.runs_ms)}
-        row |= {key: timing.facts.get(key) for key in ("version", "precision", "int8_executed", "supported", "notice")}
+        row |= {key: timing.facts.get(key) for key in ("version", "precision", "int8_executed", "supported")}
         ratios = {"time_ratio": 0, "time_ratio_own": first_of[one.runtime]}
         yield row | {
             key: None if place == first else asdict(time_ratio(timing, timings[str(first)]))

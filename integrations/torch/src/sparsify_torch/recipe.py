@@ -6,6 +6,8 @@ from typing import Any
 
 from sparsify import Description, Experiment, Recipe, RecipeGenerator, RequestError, Step, target_sparsity
 
+from sparsify_torch.spreading import SPREAD, spread
+
 EPOCHS = 15
 PRUNED_BY, QUANTIZED_FROM, FROZEN_FROM = 0.6, 0.7, 0.9  # of the epochs; what stays settles in between
 FIRST_SPARSITY, UPDATES = 0.05, 30
@@ -47,9 +49,8 @@ def _epochs(experiment: Experiment) -> float:
 
 
 def _pruning(experiment: Experiment, sparsity: float, epochs: float) -> Step:
-    """Prune over all layers by magnitude; N:M and blocks in each layer."""
+    """Prune each layer by magnitude; how much of each is measured once the model is there, see `spread`."""
     structure, share = experiment.sparsity, sparsity
-    scattered = structure == "unstructured"
     if ":" in structure:  # N of M stay
         kept, among = map(int, structure.split(":"))
         share = 1 - kept / among
@@ -61,13 +62,13 @@ def _pruning(experiment: Experiment, sparsity: float, epochs: float) -> Step:
         "end_epoch": epochs * PRUNED_BY,
         "update_frequency": epochs * PRUNED_BY / UPDATES,
     }
-    if not scattered:
+    if structure != "unstructured":
         options["mask_type"] = structure if ":" in structure else [int(side) for side in structure.split("x")]
-    return _step("pruning", "GlobalMagnitudePruningModifier" if scattered else "MagnitudePruningModifier", **options)
+    return _step("pruning", SPREAD, **options)
 
 
 def _step(group: str, name: str, **options: Any) -> Step:
     return Step(name, "training", options, f"{group}_modifiers")
 
 
-GENERATOR = RecipeGenerator(write)
+GENERATOR = RecipeGenerator(write, foresee=spread)
