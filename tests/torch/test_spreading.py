@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sparsify import Context, Dataset, Recipe, Sample, Step, dump_recipe, load_recipe, make_experiment
+from sparsify.cli.app import main
 from sparsify_onnx import FORMAT, layer_shares
 from sparsify_onnx.pruning import SparseGPTModifier
 from sparsify_torch.recipe import write
@@ -86,3 +87,13 @@ def test_a_block_structure_is_written_with_one_share_for_all_until_it_is_measure
         (step,) = [step for step in write(experiment, FORMAT.describe(model)).steps if "Pruning" in step.name]
         assert step.name == "MagnitudePruningModifier"
         assert step.options["final_sparsity"] == share
+
+
+def test_the_training_recipe_is_written_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(models.save(models.residual_net(), tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        main(["recipe", "write", "--kind", "training-aware", "--model", path, "--optim-level", "0.5"])
+    assert ended.value.code == 0
+    (tmp_path / "recipe.yaml").write_text(capsys.readouterr().out)
+    names = [step.name for step in load_recipe(tmp_path / "recipe.yaml").steps]
+    assert names == ["EpochRangeModifier", "MagnitudePruningModifier", "QuantizationModifier", "DistillationModifier"]
