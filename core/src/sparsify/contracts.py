@@ -228,12 +228,13 @@ class RecipeGenerator:
     write(experiment, description) gives the recipe that was asked for. rescue(search, recipe) applies it where there is
     a budget, looks for one that meets the budget where it misses, and returns the best with its model; it stores each
     model that is the best so far, and appends what it tried to `search.rungs`. foresee(search, recipe) notes what of a
-    recipe cannot pay on the deciding runtime, and raises RequestError for a --target-speedup that is out of reach.
+    recipe cannot pay on the deciding runtime, raises RequestError for a --target-speedup that is out of reach, and
+    returns the recipe to apply.
     """
 
     write: Callable[[Experiment, Description], Recipe]
     rescue: Callable[[Search, Recipe], tuple[Recipe, Model]] | None = None
-    foresee: Callable[[Search, Recipe], None] | None = None
+    foresee: Callable[[Search, Recipe], Recipe] | None = None
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ def run(
         context = make_context(plan, loaded, talk)
         search = Search(plan, loaded, context, talk, partial(export, plan, loaded), started)
         with refusing(plan, talk, keep=not made):
-            foresee(search, recipe)
+            recipe = foresee(search, recipe)
+        record_recipe(plan, recipe)
         recipe, model = compress(search, recipe)
     with timed("export"):
         record_recipe(plan, recipe)

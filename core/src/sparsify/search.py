@@ -114,11 +114,10 @@ class Search:
         return {figure: np.array(value) for figure, value in figures.items()}
 
 
-def foresee(search: Search, recipe: Recipe) -> None:
-    """Let a recipe's generator say what cannot pay; raises RequestError for what cannot be reached."""
+def foresee(search: Search, recipe: Recipe) -> Recipe:
+    """Let a recipe's generator say what cannot pay, and settle it; raises RequestError for what cannot be reached."""
     generator: RecipeGenerator = search.plan.plugins.load("recipe_generators", search.plan.experiment.kind)
-    if generator.foresee:
-        generator.foresee(search, recipe)
+    return generator.foresee(search, recipe) if generator.foresee else recipe
 
 
 def compress(search: Search, recipe: Recipe) -> tuple[Recipe, Model]:

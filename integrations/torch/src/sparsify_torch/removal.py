@@ -155,7 +155,8 @@ def _cut(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
 
 def select(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     """Return these indices of a tensor by axis, laid out in memory in the order of axes that it had."""
-    order = sorted(range(tensor.ndim), key=lambda dim: -tensor.stride(dim))  # channels last stays channels last
+    strides = tensor.stride()
+    order = sorted(range(tensor.ndim), key=lambda dim: -strides[dim])  # channels last stays channels last
     laid = tensor.permute(order)
     for dim, indices in kept.items():
         laid = laid.index_select(order.index(dim), indices.to(tensor.device))

@@ -13,7 +13,6 @@ from sparsify_torch.loop import Forward, Loop, Watch
 from sparsify_torch.prunable import weighted_layers
 from sparsify_torch.schedule import Turn
 
-
 Rewrap = Callable[[nn.Module], nn.Module]
 
 

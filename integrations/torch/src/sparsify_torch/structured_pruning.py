@@ -67,10 +67,9 @@ class StructuredPruningModifier(BaseModel):
 
     @model_validator(mode="after")
     def _in_order(self) -> StructuredPruningModifier:
-        if self.final_sparsity < self.init_sparsity:
-            raise ValueError(
-                f"init_sparsity {self.init_sparsity:g} is above final_sparsity {self.final_sparsity:g}; give a lower one"
-            )
+        first, last = self.init_sparsity, self.final_sparsity
+        if last < first:
+            raise ValueError(f"init_sparsity {first:g} is above final_sparsity {last:g}; give a lower one")
         return self
 
     def attach(self, loop: Loop) -> Part:
