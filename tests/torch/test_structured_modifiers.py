@@ -70,7 +70,7 @@ def widths(module: nn.Module) -> list[int]:
 
 def test_the_widths_follow_the_cubic_schedule_in_whole_blocks() -> None:
     module = net()
-    manager, optimizer = attach([pruning()], module)
+    _, optimizer = attach([pruning()], module)
     seen = []
     for batch in batches(9):
         seen.append(widths(module))

@@ -24,8 +24,9 @@ INPUT_SUFFIX = "_QuantizeLinear_Input"  # what ONNX Runtime's quantizer appends 
 def compare(reference: Model, candidate: Model, dataset: Dataset, batch_size: int) -> dict[str, float]:
     """Return each weighted layer's signal-to-noise ratio in dB, 10·log10(Σy² / Σ(y−ŷ)²), over all samples.
 
-    Layers that the candidate no longer has, or has with other channels, are left out. Where the quantizer merged an activation into the layer,
-    the activation's output is compared. Both models run unoptimised, so that every output exists; memory is one batch.
+    Layers that the candidate no longer has, or has with other channels, are left out. Where the quantizer merged an
+    activation into the layer, the activation's output is compared. Both models run unoptimised, so that every output
+    exists; memory is one batch.
     Raises StageError for NaN or infinite outputs, naming the layer.
     """
     pairs = matching_outputs(reference.value, candidate.value)

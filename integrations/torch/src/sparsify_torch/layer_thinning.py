@@ -86,7 +86,7 @@ class ThinningPart(Part):
 
 
 def zero_units(state: Mapping[str, torch.Tensor], coupling: Coupling, kind: str) -> dict[int, list[int]]:
-    """Return by group the units whose weights are zero wherever they are made (`filter`) or read; one at least stays."""
+    """Return by group the units whose weights are zero wherever they are made (`filter`) or read; one stays."""
     role, found = ("out" if kind == "filter" else "in"), {}
     for place, group in enumerate(coupling.groups):
         axes = [axis for axis in group.share if coupling.roles[axis] == role and state[axis[0]].ndim > 1]

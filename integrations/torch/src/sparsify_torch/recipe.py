@@ -19,7 +19,8 @@ MACS_LEFT = 0.6, 0.25  # at level 0.3 and at 1; in between 0.5 leaves half
 def write(experiment: Experiment, description: Description) -> Recipe:
     """Write nothing at level 0, QAT below 0.3, and from 0.3 on gradual pruning to 60-95 % before it.
 
-    With `--sparsity structured` channels go until 60-25 % of the MACs are left (half of them at 0.5). `epochs` of --train-kwargs says how long (15). The dense model teaches, unless --teacher names another or none.
+    With `--sparsity structured` channels go instead, until 60-25 % of the MACs are left (half of them at 0.5). `epochs`
+    of --train-kwargs says how long (15). The dense model teaches, unless --teacher names another or none.
     """
     if experiment.optim_level == 0:
         return Recipe(())
@@ -46,6 +47,7 @@ def write(experiment: Experiment, description: Description) -> Recipe:
 
 
 def epochs_of(experiment: Experiment) -> float:
+    """Return how long a generated recipe is; raises RequestError for `epochs` of --train-kwargs that is no number."""
     found = (experiment.train_kwargs or {}).get("epochs", EPOCHS)
     if not isinstance(found, int | float) or isinstance(found, bool) or found <= 0:
         raise RequestError(f"--train-kwargs: epochs is {found!r}", fix="give a number above 0, such as 15")

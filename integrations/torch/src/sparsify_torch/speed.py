@@ -38,7 +38,7 @@ def measured_cost(threads: int = 1, *, runs: int = RUNS, kept: Checkpoint | None
     (attention's products) costs the same share of its time as of its MACs, at the rate of the operators measured.
     """
     held = (kept.load(KEPT) if kept else None) or {"operators": np.array([]), "ms": np.array([])}
-    known = dict(zip(held["operators"].tolist(), held["ms"].tolist(), strict=True))
+    known: dict[str, float] = dict(zip(held["operators"].tolist(), held["ms"].tolist(), strict=True))
     rate: dict[str, float] = {}
 
     def cost(work: Work, left: tuple[int, ...]) -> float:

@@ -14,10 +14,11 @@ from torch import nn
 
 from sparsify_torch.export_onnx import export_model
 from sparsify_torch.mixing import thin_to_share, thin_to_speed
-from sparsify_torch.recipe import STRUCTURED, epochs_of, macs_left, thinning, write
+from sparsify_torch.recipe import STRUCTURED, epochs_of, macs_left, thinning
 from sparsify_torch.thinning import Thinned
 
 SAMPLES, AT_ONCE = 256, 64  # that judge how much a mix changes
+PRUNING = "pruning_modifiers"
 FEW = 8  # to calibrate a model whose answers nobody reads
 MARGIN = 1.05  # above --target-speedup: the trained model is timed once more, with noise of its own
 ROUGH = {"feedback": False, "bias_correction": False, "equalize": False, "ranges": "minmax"}
@@ -29,57 +30,46 @@ def choose(search: Search, recipe: Recipe) -> Recipe:
     Raises RequestError where the module cannot be followed, and for a --target-speedup out of reach.
     """
     asked = search.plan.experiment
-    if search.plan.recipe is not None:
-        if asked.target_speedup is not None:
-            search.talk.note(f"--target-speedup {asked.target_speedup:g} is what the recipe's result is judged by")
-        return recipe
-    if asked.target_speedup is not None:
-        return _for_speed(search, recipe, asked.target_speedup)
-    if asked.sparsity != STRUCTURED or not macs_asked(recipe):
-        return recipe
-    module, inputs = _source(search)
-    share = macs_left(asked.optim_level)
-    found = thin_to_share(module, inputs, target=share, data=_data(search))
-    return _named(search, recipe, found)
-
-
-def macs_asked(recipe: Recipe) -> bool:
-    """Say whether a recipe removes channels."""
-    return any(step.name == "StructuredPruningModifier" for step in recipe.steps)
-
-
-def _for_speed(search: Search, recipe: Recipe, target: float) -> Recipe:
-    """Leave zeros to runtimes that use them, else choose what has to go beside INT8."""
-    asked = search.plan.experiment
-    runtime = asked.runtime[0]
-    if not recipe.steps:
+    if asked.target_speedup is not None and not recipe.steps:
         raise RequestError("--target-speedup has no effect at --optim-level 0", fix="give a level above 0")
-    if search.facts().get("uses_zeros") is not False and asked.sparsity != STRUCTURED:
+    if search.plan.recipe is not None:
         return recipe
-    module, inputs = _source(search)
+    found = _for_speed(search, asked.target_speedup) if asked.target_speedup is not None else None
+    if found is None and any(step.name == "StructuredPruningModifier" for step in recipe.steps):
+        module, inputs = _source(search)
+        found = thin_to_share(module, inputs, target=macs_left(asked.optim_level), data=_data(search))
+    return recipe if found is None else _named(search, recipe, found)
+
+
+def _for_speed(search: Search, target: float) -> Thinned | None:
+    """Choose what has to go beside INT8, where the runtime makes nothing of zeros; None where nothing has to."""
+    asked, say = search.plan.experiment, search.talk.note
+    runtime = asked.runtime[0]
+    if search.facts().get("uses_zeros") is not False and asked.sparsity != STRUCTURED:
+        return None
     measure = partial(_speedup, search)
     alone = _int8_alone(search, measure)
     if alone >= target * MARGIN:
-        search.talk.note(f"INT8 alone is {alone:.2f} x as fast on {runtime}: no channels have to go for {target:g} x")
-        return recipe
+        say(f"INT8 alone is {alone:.2f} x as fast on {runtime}: nothing has to be taken out for {target:g} x")
+        return None
     if asked.sparsity != STRUCTURED:
-        search.talk.note(
+        say(
             f"{runtime} makes nothing of zeros, and INT8 alone is {alone:.2f} x as fast: for --target-speedup "
-            f"{target:g} channels and blocks are taken out instead (--sparsity structured)"
+            f"{target:g} channels and blocks are taken out, as --sparsity structured does"
         )
+    module, inputs = _source(search)
     mixed = thin_to_speed(
         module,
         inputs,
         speedup=target * MARGIN,
         data=_data(search),
-        threads=asked.threads or 1,
+        threads=asked.threads,
         measure=measure,
         already=alone,
         kept=search.context.kept,
     )
-    search.talk.note(f"rehearsed: {mixed.speedup:.2f} x as fast on {runtime}, {target:g} asked for")
-    fresh = write(asked.model_copy(update={"sparsity": STRUCTURED}), search.loaded.description)
-    return _named(search, fresh, mixed.thinned)
+    say(f"rehearsed: {mixed.speedup:.2f} x as fast as float on {runtime}, {target:g} asked for")
+    return mixed.thinned
 
 
 def _int8_alone(search: Search, measure: Any) -> float:
@@ -88,7 +78,7 @@ def _int8_alone(search: Search, measure: Any) -> float:
     if held is None:
         import numpy as np
 
-        held = {"speedup": np.array(measure(search.loaded.source.value))}
+        held = {"speedup": np.array(measure(_source(search)[0]))}
         kept.save("speedup-int8", held)
     return float(held["speedup"])
 
@@ -123,24 +113,22 @@ def _speedup(search: Search, module: nn.Module) -> float:
 
 
 def _named(search: Search, recipe: Recipe, found: Thinned) -> Recipe:
-    """Put the blocks and the layers that were chosen in the place of the step that asks for a share."""
-    epochs = epochs_of(search.plan.experiment)
-    steps: list[Step] = []
-    for step in recipe.steps:
-        steps += _chosen(epochs, found) if step.name == "StructuredPruningModifier" else [step]
+    """Put the blocks and the layers that were chosen in the place of what prunes, behind the epochs."""
+    rest = [step for step in recipe.steps if step.group != PRUNING]
+    chosen = list(_chosen(epochs_of(search.plan.experiment), found))
     before, after = found.macs
     blocks = f"{len(found.blocks)} blocks and " * bool(found.blocks)
     narrower = sum(wide != narrow for wide, narrow in found.widths.values())
     search.talk.note(
         f"structured: {blocks}channels of {narrower} layers go, {before / after:.2f} x fewer multiplications are left"
     )
-    return Recipe(tuple(steps), recipe.notes)
+    return Recipe((rest[0], *chosen, *rest[1:]), ())
 
 
 def _chosen(epochs: float, found: Thinned) -> Iterable[Step]:
     if found.blocks:
         layers = {"layers": list(found.blocks), "start_epoch": 0.0}
-        yield Step("LayerPruningModifier", "training", layers, "pruning_modifiers")
+        yield Step("LayerPruningModifier", "training", layers, PRUNING)
     shares: dict[float, list[str]] = {}
     for name, (wide, narrow) in found.widths.items():
         if narrow < wide:
