@@ -22,7 +22,7 @@ from sparsify_image_classification.training.trainer import TRAINER
 from sparsify_torch.distillation import DistillationModifier
 from torch import nn
 
-from tests.torch.image_training import WEIGHT, data_of, experiment, fit, pruning, start
+from tests.torch.image_training import WEIGHT, data_of, experiment, fit, pruning, start, thinning
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,6 +116,36 @@ def test_a_killed_run_resumes_bit_for_bit(step: int, digits: Path, tmp_path: Pat
     assert same(whole.value, resumed.value)
     assert [row["accuracy"] for row in whole.facts["history"]] == [row["accuracy"] for row in resumed.facts["history"]]
     again = fit(digits, tmp_path / "cut", modifiers, resume=True, **given)  # what is finished trains no more
+    assert same(whole.value, again.value)
+
+
+@pytest.mark.parametrize("step", [10, 45, 90])
+def test_a_run_that_takes_channels_out_resumes_bit_for_bit(
+    step: int, digits: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Averaged weights, best checkpoint and momentum follow the module, which is smaller at every half epoch."""
+    given = {"train_kwargs": {"ema": 0.9}}
+    modifiers = [*thinning(), DistillationModifier(hardness=0.5)]
+    whole = fit(digits, tmp_path / "whole", modifiers, **given)
+    assert whole.value.features[3].out_channels == 16
+    assert accuracy(whole.value, digits) > 80
+    taken, count = stepping.take_step, 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return taken(*arguments)
+
+    monkeypatch.setattr(loop, "take_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        signal_as_core(lambda: fit(digits, tmp_path / "cut", modifiers, **given))
+    monkeypatch.setattr(loop, "take_step", taken)
+    resumed = fit(digits, tmp_path / "cut", modifiers, resume=True, **given)
+    assert same(whole.value, resumed.value)
+    assert [row["accuracy"] for row in whole.facts["history"]] == [row["accuracy"] for row in resumed.facts["history"]]
+    again = fit(digits, tmp_path / "cut", modifiers, resume=True, **given)
     assert same(whole.value, again.value)
 
 
@@ -359,24 +389,35 @@ def test_a_teacher_is_the_dense_module_a_file_or_none(digits: Path, tmp_path: Pa
         fit(digits, tmp_path / "vain", pruning(2), teacher="self", **given)
 
 
-def test_two_processes_give_the_same_masks(digits: Path, tmp_path: Path) -> None:
-    """As torchrun starts them, over gloo."""
+def two_processes(recipe: str, digits: Path, folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """Train as torchrun starts them, over gloo; give the weights, which both must have alike, and the log."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
-    environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "PYTHONWARNINGS": "ignore"}
     script = Path(__file__).with_name("image_ranks.py")
     words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone", str(script)]
     done = subprocess.run(
-        [sys.executable, *words, str(digits), str(tmp_path)],
+        [sys.executable, *words, str(digits), str(folder), recipe],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
-    assert float((first[WEIGHT] == 0).float().mean()) == 0.75
-    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    return first, [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_give_the_same_masks(digits: Path, tmp_path: Path) -> None:
+    weights, rows = two_processes("pruning", digits, tmp_path)
+    assert float((weights[WEIGHT] == 0).float().mean()) == 0.75
+    assert rows[-1]["accuracy"] > 80
+
+
+def test_two_processes_take_out_the_same_channels_and_go_on_learning(digits: Path, tmp_path: Path) -> None:
+    """DistributedDataParallel is made anew, else the new parameters would drift apart."""
+    weights, rows = two_processes("thinning", digits, tmp_path)
+    assert weights[WEIGHT].shape == (16, 16, 3, 3)
     assert rows[-1]["accuracy"] > 80

@@ -66,7 +66,7 @@ class Experiment(BaseModel):
     runtime: Names = Field(("onnxruntime",), description="repeatable; the first one decides")
     threads: int = Field(0, ge=0, description="threads of a runtime session; 0 = all cores")
     seed: int = Field(0, ge=0, description="seed of every random choice")
-    sparsity: Structure = Field("unstructured", description="unstructured, N:M (2:4) or RxC (1x4, outputs by inputs)")
+    sparsity: Structure = Field("unstructured", description="unstructured, structured, N:M (2:4) or RxC (1x4)")
     preprocess: str | None = Field(None, description="name or JSON file of the preprocessing")
     eval_data: str | None = Field(None, description="a dataset of its own for the final test")
     class_list: str | None = Field(None, description="one folder name a line, line i = class i")

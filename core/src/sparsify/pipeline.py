@@ -70,6 +70,7 @@ def run(
         search = Search(plan, loaded, context, talk, partial(export, plan, loaded), started)
         with refusing(plan, talk, keep=not made):
             recipe = foresee(search, recipe)
+        record_recipe(plan, recipe)
         recipe, model = compress(search, recipe)
     with timed("export"):
         record_recipe(plan, recipe)

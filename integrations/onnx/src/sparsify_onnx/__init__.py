@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sparsify_onnx.graph import channel_axis as channel_axis
     from sparsify_onnx.graph import from_matrix as from_matrix
     from sparsify_onnx.graph import to_matrix as to_matrix
+    from sparsify_onnx.graph import weight_layers as weight_layers
     from sparsify_onnx.histogram import Histogram as Histogram
     from sparsify_onnx.histogram import count as count
     from sparsify_onnx.histogram import merge as merge
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from sparsify_onnx.trained import write_int8 as write_int8
 
 _PUBLIC = {
-    "graph": "WeightLayer channel_axis from_matrix to_matrix",
+    "graph": "WeightLayer channel_axis from_matrix to_matrix weight_layers",
     "histogram": "Histogram count merge",
     "loader": "load",
     "model_format": "FORMAT",

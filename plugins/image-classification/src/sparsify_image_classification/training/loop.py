@@ -35,7 +35,7 @@ COMPRESSING = ("Pruning", "Thinning", "Quantization")  # modifiers whose end an 
 
 @dataclass
 class Run:
-    """Hold one training run. module: without what runs it in parallel, which is `runner`.
+    """Hold one training run. module: without what runs it in parallel, which is `runner`, made anew where it changed.
 
     rate: the peak learning rate, None where the recipe sets it. at_once: images that pass the model together.
     rows: one for each finished epoch.
@@ -47,7 +47,6 @@ class Run:
     accelerator: Any
     manager: Any
     module: nn.Module
-    runner: nn.Module
     optimizer: Any
     identity: Mapping[str, Any]
     epochs: int
@@ -60,6 +59,12 @@ class Run:
     rows: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
     logged: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def runner(self) -> nn.Module:
+        """Return what a step calls."""
+        runner: nn.Module = self.manager.runner
+        return runner
 
     @property
     def folder(self) -> Path:
@@ -151,18 +156,25 @@ def _keep_best(run: Run, accuracy: float) -> None:
     """Keep the weights of a better epoch, among those that are as small as the result must be."""
     # what is due at an epoch happens in its first step, so one that ends exactly there is not there yet
     reached = run.epoch + 1 > settled(run) or run.epoch + 1 == run.epochs
-    if not reached or (run.best is not None and accuracy <= run.best["accuracy"]):
+    best = fitting_best(run)
+    if not reached or (best is not None and accuracy <= best["accuracy"]):
         return
-    run.best = {"epoch": run.epoch, "accuracy": accuracy}
+    run.best = {"epoch": run.epoch, "accuracy": accuracy, "changes": len(run.manager.structure)}
     if run.feed.place.rank == 0:
         with result_inside(run):
             state = snapshot(run.module)
         save({"state_dict": state, "identity": dict(run.identity), **run.best}, run.folder / BEST)
 
 
+def fitting_best(run: Run) -> dict[str, Any] | None:
+    """Return the best epoch whose weights fit the module as it is: before, it may have had more channels."""
+    fits = run.best is not None and run.best.get("changes", 0) == len(run.manager.structure)
+    return run.best if fits else None
+
+
 def _hopeless(run: Run) -> bool:
-    patience = run.options.patience
-    return patience is not None and run.best is not None and run.epoch - 1 - run.best["epoch"] >= patience
+    patience, best = run.options.patience, fitting_best(run)
+    return patience is not None and best is not None and run.epoch - 1 - int(best["epoch"]) >= patience
 
 
 def _plain(value: Any) -> Any:

@@ -61,8 +61,9 @@ def _begin(model: Model, modifiers: Sequence[Any], training: Training, feed: Fee
     keys = [*feed.train.dataset.keys, *feed.validation.dataset.keys]
     identity = identify(module, str(manager), keys, plan)
     state = read_last(Path(training.folder), identity) if training.resume else None
+    example = model.facts["example_inputs"]
     if state is not None:
-        example = model.facts["example_inputs"]
+        manager.load_state_dict(state["manager"])
         manager.apply_structure(module, state["epoch"] + state["step"] / feed.steps, example)
         module.load_state_dict(state["module"])
     torch.manual_seed(training.experiment.seed + feed.place.rank)
@@ -78,17 +79,27 @@ def _begin(model: Model, modifiers: Sequence[Any], training: Training, feed: Fee
         feed.steps,
         distillation_teacher=teacher,
         grad_sampler={"data_loader_builder": feed.sampled, "loss_function": nn.functional.cross_entropy},
+        example_inputs=example,
+        rewrap=(lambda module: wrap_anew(module, accelerator)) if feed.place.ranks > 1 else None,
         loggers=[lambda tag, value, epoch: logged.update({tag: value})],
     )
     rate = None if manager.named("LearningRate") else peak_rate(options, images)
-    run = Run(
-        training, options, feed, accelerator, manager, module, runner, stepping, identity, epochs, rate, feed.at_once
-    )
+    run = Run(training, options, feed, accelerator, manager, module, stepping, identity, epochs, rate, feed.at_once)
     run.logged, run.average = logged, Average(options.ema) if options.ema else None
     if state is not None:
         go_on(run, state)
         training.note(f"resumed at epoch {run.epoch + 1}, step {run.step} of {feed.steps}")
     return run
+
+
+def wrap_anew(module: nn.Module, accelerator: Any) -> nn.Module:
+    """Wrap a module whose parameters were replaced, for training in several processes.
+
+    Accelerate lets the old wrapper go first: its hooks sit on the parameters that stay.
+    """
+    accelerator.free_memory()
+    wrapped: nn.Module = accelerator.prepare_model(module)
+    return wrapped
 
 
 def _finish(model: Model, run: Run) -> Model:
