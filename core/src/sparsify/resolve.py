@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 IDLE = {  # options that have no effect
     "one-shot": ("weights", "teacher", "train_kwargs", "train_samples"),
-    "training-aware": ("allocation", "calibration_samples", "time_budget", "target_speedup"),
+    "training-aware": ("allocation", "time_budget", "target_speedup", "max_memory"),
 }
 
 

@@ -207,6 +207,11 @@ def begin(module: nn.Module, options: QuantizationOptions, example_inputs: Any) 
         raise RequestError(
             "the model is quantized already", fix="remove one of the two QuantizationModifiers from the recipe"
         )
+    with torch.autocast(_device(module).type, enabled=False):  # what is exported computes in float32
+        return _begin(module, options, example_inputs)
+
+
+def _begin(module: nn.Module, options: QuantizationOptions, example_inputs: Any) -> FakeQuantization:
     inputs = split_inputs(example_inputs)
     placed = make_plan(clean_copy(module), example_of(inputs), options.ignored(module), strict=options.strict)
     if not placed.plan.weights:

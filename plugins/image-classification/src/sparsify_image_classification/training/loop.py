@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -173,7 +174,9 @@ def _hopeless(run: Run) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return round(float(value), 6) if isinstance(value, Tensor | int | float) else str(value)
+    if not isinstance(value, Tensor | int | float):
+        return str(value)
+    return round(float(value), 6) if math.isfinite(value) else None
 
 
 def write_last(run: Run) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def fit(model: Model, modifiers: Sequence[Any], training: Training) -> Model:
     classes = int(model.facts.get("classes") or len(training.data.labels))
     feed = make_feed(chosen, training, options, classes, place)
     try:
-        with held_back() as stop:
+        with held_back() as stop, threads(training.experiment.threads):
             run = _begin(model, modifiers, training, feed, accelerator)
             run_epochs(run, stop)
             return _finish(model, run)
@@ -90,6 +91,17 @@ def fit(model: Model, modifiers: Sequence[Any], training: Training) -> Model:
         feed.close()
         for file in folder.glob(f"pixels-*-{place.rank}.npy"):
             file.unlink(missing_ok=True)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch compute on so many threads for a `with` block; 0 leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _begin(model: Model, modifiers: Sequence[Any], training: Training, feed: Feed, accelerator: Any) -> Run:
@@ -147,7 +159,9 @@ def _finish(model: Model, run: Run) -> Model:
     unreadable = len(run.feed.train.dataset.unreadable)
     if unreadable:
         run.training.note(f"{unreadable} unreadable images were left out of training")
-    return Model("torch", module, {**model.facts, "history": run.rows, "best": run.best})
+    kept = run.best["epoch"] if run.best else len(run.rows) - 1
+    history = [{**row, "kept": row["epoch"] == kept} for row in run.rows]
+    return Model("torch", module, {**model.facts, "history": history, "best": run.best})
 
 
 def _epochs(manager: Any, options: TrainOptions) -> int:
