@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,6 @@ from sparsify_torch.distillation import DistillationModifier
 from torch import nn
 
 from tests.torch.image_training import WEIGHT, data_of, experiment, fit, pruning, start
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -357,26 +353,3 @@ def test_a_teacher_is_the_dense_module_a_file_or_none(digits: Path, tmp_path: Pa
         fit(digits, tmp_path / "seven", modifiers, teacher=str(tmp_path / "seven.pt"), **given)
     with pytest.raises(RequestError, match="has no effect"):
         fit(digits, tmp_path / "vain", pruning(2), teacher="self", **given)
-
-
-def test_two_processes_give_the_same_masks(digits: Path, tmp_path: Path) -> None:
-    """As torchrun starts them, over gloo."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
-    environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    script = Path(__file__).with_name("image_ranks.py")
-    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone", str(script)]
-    done = subprocess.run(
-        [sys.executable, *words, str(digits), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-    assert float((first[WEIGHT] == 0).float().mean()) == 0.75
-    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert rows[-1]["accuracy"] > 80

@@ -32,7 +32,7 @@ def request_(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     _, data = write_demo(folder / "demo")
     fixed = ["run", "training-aware", "--use-case", "image-classification", "--model", "tiny_network:Net"]
     fixed += ["--data", str(data), "--threads", "1", "--teacher", "disable", "--max-drop", "none", "--quiet", "--json"]
-    kwargs = {"epochs": 6, "image_size": 8, "batch_size": 16, "lr": 0.1, "flip": False}
+    kwargs = {"epochs": 6, "image_size": 8, "batch_size": 16, "lr": 0.1, "flip": False, "ema": 0.5}
     return [str(folder), *fixed, "--train-kwargs", json.dumps(kwargs)]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from sparsify_image_classification.demo import write_demo
+from sparsify_image_classification.training.stopping import held_back
 
 ROOT = Path(__file__).parents[2]
 PRUNING = "epoch 2/4 > epoch 2/4"  # the second step of an epoch
@@ -86,3 +87,11 @@ def test_another_model_behind_the_same_name_is_named(request_: list[str], tmp_pa
     assert refused.returncode == 2
     assert "was saved by a run with another model: '10.bias (10,)' there" in refused.stderr
     assert (cut / "training_artifacts" / "last.pt").exists()
+
+
+def test_a_second_signal_acts_at_once() -> None:
+    with held_back() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM  # the step at hand goes on
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
