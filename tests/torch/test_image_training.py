@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,6 @@ from sparsify_torch.distillation import DistillationModifier
 from torch import nn
 
 from tests.torch.image_training import WEIGHT, data_of, experiment, fit, pruning, start, thinning
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -387,37 +383,3 @@ def test_a_teacher_is_the_dense_module_a_file_or_none(digits: Path, tmp_path: Pa
         fit(digits, tmp_path / "seven", modifiers, teacher=str(tmp_path / "seven.pt"), **given)
     with pytest.raises(RequestError, match="has no effect"):
         fit(digits, tmp_path / "vain", pruning(2), teacher="self", **given)
-
-
-def two_processes(recipe: str, digits: Path, folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """Train as torchrun starts them, over gloo; give the weights, which both must have alike, and the log."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "PYTHONWARNINGS": "ignore"}
-    script = Path(__file__).with_name("image_ranks.py")
-    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone", str(script)]
-    done = subprocess.run(
-        [sys.executable, *words, str(digits), str(folder), recipe],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-    return first, [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
-
-
-def test_two_processes_give_the_same_masks(digits: Path, tmp_path: Path) -> None:
-    weights, rows = two_processes("pruning", digits, tmp_path)
-    assert float((weights[WEIGHT] == 0).float().mean()) == 0.75
-    assert rows[-1]["accuracy"] > 80
-
-
-def test_two_processes_take_out_the_same_channels_and_go_on_learning(digits: Path, tmp_path: Path) -> None:
-    """DistributedDataParallel is made anew, else the new parameters would drift apart."""
-    weights, rows = two_processes("thinning", digits, tmp_path)
-    assert weights[WEIGHT].shape == (16, 16, 3, 3)
-    assert rows[-1]["accuracy"] > 80

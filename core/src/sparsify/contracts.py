@@ -260,10 +260,16 @@ class Trainer:
     load(experiment) makes the module that --model names, with --weights, as a Model whose exporter gives ONNX; raises
     RequestError. train(model, modifiers, training) runs a loop with these options objects attached, in order, and
     returns the trained model.
+
+    Where several processes were started (RANK), all this is asked of the first one alone; follow(experiment) is called
+    in each of the others, takes part in what the first one trains, writes nothing, and returns the exit code that the
+    first one tells by ended(code).
     """
 
     load: Callable[[Experiment], Model]
     train: Callable[[Model, Sequence[Any], Training], Model]
+    follow: Callable[[Experiment], int] = lambda experiment: 0
+    ended: Callable[[int], None] = lambda code: None
 
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]

@@ -64,7 +64,7 @@ class Experiment(BaseModel):
     max_memory: Memory | None = Field(None, description="the most memory the process may take: 800MB, 4GB, 2GiB")
     target_speedup: Speedup | None = Field(None, description="how many times as fast as float it has to be")
     runtime: Names = Field(("onnxruntime",), description="repeatable; the first one decides")
-    threads: int = Field(0, ge=0, description="threads of a runtime session; 0 = all cores")
+    threads: int = Field(0, ge=0, description="threads of a runtime session and of training; 0 = all cores")
     seed: int = Field(0, ge=0, description="seed of every random choice")
     sparsity: Structure = Field("unstructured", description="unstructured, structured, N:M (2:4) or RxC (1x4)")
     preprocess: str | None = Field(None, description="name or JSON file of the preprocessing")

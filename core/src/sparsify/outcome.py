@@ -82,6 +82,7 @@ def build_metrics(
         "unreadable": dict(loaded.splits.test.unreadable),
         "layers": _layers(loaded.description, description, measured.errors, model),
         "rungs": list(rungs),
+        "training": list(model.facts.get("history", ())),
         "excluded": [{"name": name, "reason": reason} for name, reason in model.facts.get("excluded", {}).items()],
         "coverage": model.facts.get("coverage"),
         "stages": list(stages),

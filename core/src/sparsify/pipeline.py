@@ -28,8 +28,9 @@ from sparsify.run_folder import RunFolder, file_hash, write_atomic, write_json, 
 from sparsify.search import Search, compress, evaluate_beside_baseline, foresee, remember_baseline, score
 from sparsify.splits import draw_splits
 from sparsify.stages import stage
-from sparsify.talk import Talk
+from sparsify.talk import Talk, leads
 from sparsify.timing import BLOCK_S, BLOCKS, Timing, time_ratio
+from sparsify.use_cases import resolve_use_case
 
 BATCH = 8  # large enough for BLAS, small enough that one batch of activations is a modest share of memory
 
@@ -52,8 +53,13 @@ class Result:
 def run(
     experiment: Experiment, plugins: Plugins | None = None, talk: Talk | None = None, *, resume: bool = False
 ) -> Result:
-    """Run an experiment to a verified artefact; raises SparsifyError. A missed budget is a result, not an error."""
+    """Run an experiment to a verified artefact; raises SparsifyError. A missed budget is a result, not an error.
+
+    Of several processes the first one runs it; the others take part in the training, and exit.
+    """
     plugins, talk = plugins or load_plugins(), talk or Talk()
+    if not leads():
+        raise SystemExit(follow(experiment, plugins))
     started, records = monotonic(), list[dict[str, Any]]()
     timed = partial(stage, plugins=plugins, talk=talk, records=records)
     with timed("resolve"):
@@ -81,7 +87,16 @@ def run(
         metrics = build_metrics(plan, loaded, recipe, model, measured, records, talk.notes, search.rungs)
         write_report(plan.folder, metrics)
     observe(plugins, talk, plan.folder.path, metrics)
-    return Result(plan.folder.path, metrics["verdict"], exit_code(metrics["verdict"]), metrics)
+    code = exit_code(metrics["verdict"])
+    if plan.trainer:
+        plan.trainer.ended(code)
+    return Result(plan.folder.path, metrics["verdict"], code, metrics)
+
+
+def follow(experiment: Experiment, plugins: Plugins) -> int:
+    """Take part in the training that the first process leads; returns its exit code. One-shot is for that one alone."""
+    name = resolve_use_case(experiment.use_case, plugins, experiment.kind).name
+    return 0 if experiment.kind == "one-shot" else plugins.load("trainers", name).follow(experiment)
 
 
 def open_folder(plan: Plan, talk: Talk) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 IDLE = {  # options that have no effect
     "one-shot": ("weights", "teacher", "train_kwargs", "train_samples"),
-    "training-aware": ("calibration_samples", "time_budget"),
+    "training-aware": ("time_budget", "max_memory"),
 }
 
 

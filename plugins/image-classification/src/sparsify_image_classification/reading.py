@@ -51,6 +51,10 @@ class ImageReader:
     description: Mapping[str, Any]
     targets: Mapping[str, int]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle: read-only mappings travel to other processes as plain ones."""
+        return ImageReader, (self.root, self.name, dict(self.description), dict(self.targets))
+
     def __call__(self, key: str) -> Sample:
         """Read one sample; raises UnreadableSample."""
         with opened(self.root / key) as image:
