@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from sparsify import Data, DataRequest, RequestError
-from sparsify_image_classification.imagefolder import LOADER, image_suffixes, load, read_class_list, recognises
+from sparsify_image_classification.classes import read_class_list
+from sparsify_image_classification.imagefolder import LOADER, load, recognises
+from sparsify_image_classification.reading import image_suffixes
 
 Pictures = Callable[..., Path]
 Ask = Callable[..., DataRequest]

@@ -13,15 +13,16 @@ from sparsify_image_classification import plugin
 
 
 def test_entries_resolve_to_their_contracts() -> None:
-    (use_case,), (loader,), (command,) = plugin.use_cases(), plugin.dataset_loaders(), plugin.commands()
+    (use_case,), loaders, (command,) = plugin.use_cases(), plugin.dataset_loaders(), plugin.commands()
     found = {}
-    for entry in (use_case, loader, command):
+    for entry in (use_case, *loaders, command):
         module, attribute = entry.target.split(":")
         found[entry.name] = getattr(import_module(module), attribute)
     assert isinstance(found["image-classification"], UseCase)
-    assert isinstance(found["imagefolder"], DatasetLoader)
+    assert all(isinstance(found[loader.name], DatasetLoader) for loader in loaders)
     assert callable(found["demo"])
-    assert use_case.accepts == ("imagefolder", "npz")
+    assert use_case.accepts == (*(loader.name for loader in loaders), "npz")
+    assert loaders[0].name == "imagefolder"  # its errors are the ones for a path that holds nothing known
     assert found["image-classification"].metrics[0] == use_case.metric == "accuracy"
 
 

@@ -51,13 +51,13 @@ def test_a_factory_takes_the_classes_of_the_data(digits: Path) -> None:
     assert not model.value.training
 
 
-def test_weights_say_the_classes_and_are_loaded(digits: Path, tmp_path: Path) -> None:
+def test_weights_are_loaded_from_under_the_names_that_checkpoints_give_them(digits: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)
-    module = tiny(7)
+    module = tiny()
     held = {"state_dict": {f"module.{name}": value for name, value in module.state_dict().items()}, "epoch": 3}
     torch.save(held, tmp_path / "weights.pt")
     model = load(experiment(digits, weights=str(tmp_path / "weights.pt")))
-    assert model.facts["classes"] == 7
+    assert (model.facts["classes"], model.facts["untrained"]) == (10, False)
     assert torch.equal(model.value.head[1].weight, module.head[1].weight)
 
 

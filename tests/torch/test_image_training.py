@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from sparsify import RequestError, StageError, draw_splits, load_plugins
+from sparsify_image_classification import reading
 from sparsify_image_classification.demo import write_demo
 from sparsify_image_classification.pixels import preprocess
 from sparsify_image_classification.training import loop, samples, stepping
@@ -161,13 +162,13 @@ def test_no_test_sample_is_ever_read(unsplit: Path, tmp_path: Path, monkeypatch:
     data = data_of(unsplit)
     test = draw_splits(data, None, calibration=asked.calibration_samples, test=asked.val_samples, seed=asked.seed).test
     read: set[str] = set()
-    opened = samples.opened
+    opened = reading.opened
 
     def watched(path: Path) -> Any:
         read.add(path.relative_to(unsplit).as_posix())
         return opened(path)
 
-    monkeypatch.setattr(samples, "opened", watched)
+    monkeypatch.setattr(reading, "opened", watched)
     fit(unsplit, tmp_path, train_kwargs={"epochs": 2})
     assert len(test) > 200
     assert read
@@ -201,14 +202,14 @@ def test_few_training_images_are_shared_out_nevertheless(digits: Path) -> None:
 
 
 def test_the_second_epoch_opens_no_file(digits: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    opened, count = samples.opened, 0
+    opened, count = reading.opened, 0
 
     def counted(path: Path) -> Any:
         nonlocal count
         count += 1
         return opened(path)
 
-    monkeypatch.setattr(samples, "opened", counted)
+    monkeypatch.setattr(reading, "opened", counted)
     model, training, notes = start(digits, tmp_path, train_kwargs={"epochs": 3, "cache_mb": 0}, train_samples=320)
     TRAINER.train(model, (), training)
     assert count == 320 + 119  # training and validation images once
@@ -225,7 +226,7 @@ def test_validation_sees_what_a_deployment_sees(digits: Path) -> None:
 
     numbers = to_numbers(torch.from_numpy(pixels), data.preprocess).numpy()
     for key, row, target in zip(split.keys, numbers, targets, strict=False):
-        with samples.opened(digits / key) as image:
+        with reading.opened(digits / key) as image:
             assert np.array_equal(row, preprocess(data.preprocess, image))
         assert target == split.read(key).target
 

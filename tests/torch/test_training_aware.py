@@ -45,24 +45,23 @@ def ends(arguments: list[str]) -> int:
 def test_a_model_is_trained_to_the_sparsity_and_the_precision_that_the_level_asks_for(
     request_: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    # the dense model starts from random weights here: there is nothing to learn from it
-    options = ["--train-kwargs", '{"epochs": 4, "image_size": 8, "batch_size": 32, "lr": 0.1}', "--teacher", "disable"]
+    options = ["--train-kwargs", '{"epochs": 4, "image_size": 8, "batch_size": 32, "lr": 0.1}']
     options += ["--max-drop", "none", "--json"]
     code = ends([*request_, *options])
     metrics = json.loads(capsys.readouterr().out)
-    assert code in (0, 6)  # so small a model may be no faster, and its dense self was never trained
+    assert code in (0, 6)  # so small a model may be no faster
     assert metrics["kind"] == "training-aware"
     assert metrics["optimized"]["sparsity"] == pytest.approx(0.7, abs=0.01)
     assert metrics["optimized"]["quantized"] == {"int8": 4, "of": 4}
     accuracy = {side: metrics[side]["metrics"]["accuracy"] for side in ("baseline", "optimized")}
-    assert accuracy["optimized"] > accuracy["baseline"] + 30
+    assert accuracy["baseline"] > 60  # random weights are trained dense first
+    assert accuracy["optimized"] > accuracy["baseline"] - 5
     run = tmp_path / "run"
     assert (run / "training_artifacts" / "dense.onnx").is_file()
     assert (run / "training_artifacts" / "last.pt").is_file()
     recipe = (run / "recipe.yaml").read_text()
-    for name in ("MagnitudePruningModifier", "QuantizationModifier"):
+    for name in ("MagnitudePruningModifier", "QuantizationModifier", "DistillationModifier"):
         assert f"!{name}" in recipe
-    assert "DistillationModifier" not in recipe
     _, shares = spread_of(run)
     assert shares.keys() == {"3.weight", "6.weight"}  # neither the first layer nor the last
     zeros = {layer["shape"][1]: layer["sparsity"] for layer in metrics["layers"][1:3]}  # by their inputs, 16 and 32

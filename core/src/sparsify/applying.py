@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-from sparsify.contracts import Context, Model, Training
+from sparsify.contracts import Context, Data, Model, Training
 from sparsify.data import spool
 from sparsify.errors import RequestError
 from sparsify.formats import convert
@@ -52,7 +52,8 @@ def apply(plan: Plan, loaded: Loaded, recipe: Recipe, context: Context, talk: Ta
     begin = max((place for place, mark in enumerate(marks[:-1]) if mark in known), default=0)
     model = known.get(marks[begin], loaded.model)
     if begin < trained:
-        model, begin = train(plan, loaded, [modifier for _, modifier in steps[:trained]], talk), trained
+        taught = train(plan, loaded.source, loaded.data, [modifier for _, modifier in steps[:trained]], talk)
+        model, begin = convert(taught, ("onnx",), plan.plugins), trained
     for index in range(begin, len(steps)):
         step, modifier = steps[index]
         if index == len(steps) - 1:
@@ -65,9 +66,9 @@ def apply(plan: Plan, loaded: Loaded, recipe: Recipe, context: Context, talk: Ta
     return model
 
 
-def train(plan: Plan, loaded: Loaded, modifiers: Sequence[Any], talk: Talk) -> Model:
-    """Run the use case's trainer with a recipe's training modifiers, and export what it leaves."""
-    if plan.trainer is None or loaded.source is None:  # one-shot has refused such recipes
+def train(plan: Plan, source: Model | None, data: Data, modifiers: Sequence[Any], talk: Talk, place: str = "") -> Model:
+    """Run the use case's trainer with these modifiers; it works in `place` below training_artifacts/."""
+    if plan.trainer is None or source is None:  # one-shot has refused such recipes
         raise RequestError("there is no trainer for these modifiers", fix="use `sparsify run training-aware`")
-    training = Training(plan.experiment, loaded.data, plan.folder.training, plan.resume, talk.progress, talk.note)
-    return convert(plan.trainer.train(loaded.source, modifiers, training), ("onnx",), plan.plugins)
+    training = Training(plan.experiment, data, plan.folder.training / place, plan.resume, talk.progress, talk.note)
+    return plan.trainer.train(source, modifiers, training)

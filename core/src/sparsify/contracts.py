@@ -259,7 +259,8 @@ class Trainer:
 
     load(experiment) makes the module that --model names, with --weights, as a Model whose exporter gives ONNX; raises
     RequestError. train(model, modifiers, training) runs a loop with these options objects attached, in order, and
-    returns the trained model.
+    returns the trained model. Where the facts of the loaded one say `untrained`, it is trained without modifiers first:
+    that is the baseline, and what the recipe begins with.
 
     Where several processes were started (RANK), all this is asked of the first one alone; follow(experiment) is called
     in each of the others, takes part in what the first one trains, writes nothing, and returns the exit code that the

@@ -49,7 +49,7 @@ class Experiment(BaseModel):
     optim_level: Level = Field(0.5, description="0 baseline, below 0.3 INT8, from 0.3 pruned 40-80 % and INT8")
     output: str | None = Field(None, description="the run folder itself; must be empty, or hold a run to resume")
     working_dir: str = Field(".", description="the folder under which a run folder is made")
-    weights: str | None = Field(None, description="training: a checkpoint for the model that --model names")
+    weights: str | None = Field(None, description="a checkpoint for the model that --model names (resnet50)")
     teacher: str | None = Field(None, description="training: the model to learn from; self (the default) or disable")
     train_kwargs: Json | None = Field(None, description="training: JSON of what the use case's trainer takes")
     train_samples: Count | None = Field(None, description="training: use at most this many training samples")

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from sparsify.applying import make_context
+from sparsify.applying import make_context, train
 from sparsify.confidence import show_examples
 from sparsify.contracts import Data, DataRequest, Model, fixed_batch
 from sparsify.errors import RequestError, StageError
@@ -139,18 +139,10 @@ def load(plan: Plan, talk: Talk) -> Loaded:
     """Read the model, find the data, check that they fit, and draw the splits."""
     asked = plan.experiment
     source = plan.trainer.load(asked) if plan.trainer else None
-    if source is not None and not plan.model_path.exists():
-        plan.model_path.parent.mkdir(parents=True, exist_ok=True)
-        plan.model_format.save(convert(source, ("onnx",), plan.plugins), plan.model_path)
-    model = plan.model_format.load(plan.model_path)
+    model = load_dense(plan, source)
     description = plan.model_format.describe(model)
     request = DataRequest(
-        path=plan.data_path,
-        inputs=description.inputs,
-        outputs=description.outputs,
-        preprocess=asked.preprocess,
-        class_list=plan.class_list,
-        model=plan.model_path,
+        plan.data_path, description.inputs, description.outputs, asked.preprocess, plan.class_list, plan.model_path
     )
     data = plan.loader.load(request)
     plan.use_case.check(data, description)
@@ -160,6 +152,9 @@ def load(plan: Plan, talk: Talk) -> Loaded:
         talk.note(line)
     if not splits.verified:
         talk.note(f"only {len(splits.test)} samples to test on: the result stays unverified")
+    if source is not None and source.facts.get("untrained"):
+        source = train(plan, source, data, (), talk, "dense")
+        model = load_dense(plan, source)
     origin = {"sha256": file_hash(plan.model_path), "opset": model.facts.get("opset")}
     record(plan, model=origin, preprocess=data.preprocess, samples=splits.counts(), data_sha256=splits.hashes())
     metrics, batch = plan.metrics if data.has_targets else (), fixed_batch(description.inputs)
@@ -167,6 +162,14 @@ def load(plan: Plan, talk: Talk) -> Loaded:
     size = batch or min(most, BATCH)
     before = Outputs(room=memory // 8 or OUTPUT_BYTES)
     return Loaded(model, description, data, splits, metrics, size, batch is not None, memory, source, before)
+
+
+def load_dense(plan: Plan, source: Model | None) -> Model:
+    """Load the model that everything is measured against; of what is trained it is the export."""
+    if source is not None:
+        plan.model_path.parent.mkdir(parents=True, exist_ok=True)
+        plan.model_format.save(convert(source, ("onnx",), plan.plugins), plan.model_path)
+    return plan.model_format.load(plan.model_path)
 
 
 def _held_out(plan: Plan, request: DataRequest, data: Data) -> Data | None:

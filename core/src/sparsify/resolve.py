@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sparsify.experiment import Experiment
 
 IDLE = {  # options that have no effect
-    "one-shot": ("weights", "teacher", "train_kwargs", "train_samples"),
+    "one-shot": ("teacher", "train_kwargs", "train_samples"),
     "training-aware": ("time_budget", "max_memory"),
 }
 
@@ -96,7 +96,8 @@ def resolve(experiment: Experiment, plugins: Plugins, *, resume: bool = False) -
         raise RequestError(problem, fix="use `sparsify run training-aware`, or another --sparsity")
     choice = resolve_use_case(experiment.use_case, plugins, experiment.kind)
     use_case: UseCase = load_target(choice.offer)
-    given = existing(experiment.model, "--model") if experiment.kind == "one-shot" else None
+    named = experiment.kind != "one-shot" or experiment.weights  # a model that the use case's trainer makes
+    given = None if named else existing(experiment.model, "--model")
     data_path = existing(experiment.data, "--data")
     loader_name, loader = find_loader(choice, data_path, plugins)
     eval_path = existing(experiment.eval_data, "--eval-data") if experiment.eval_data else None
@@ -147,9 +148,9 @@ def request_of(experiment: Experiment) -> dict[str, Any]:
 
 
 def existing(path: str, option: str) -> Path:
-    """Return an existing path; raises RequestError naming the option."""
+    """Return an existing path, or a pattern of names that some file fits; raises RequestError naming the option."""
     found = Path(path)
-    if not found.exists():
+    if not found.exists() and not any(found.parent.glob(found.name)):
         fix = "give the path of an existing file or folder"
         if "." not in found.name and "/" not in path:
             fix += "; model and dataset names are not known to this installation"

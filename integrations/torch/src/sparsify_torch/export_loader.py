@@ -43,9 +43,11 @@ def load(path: Path) -> Model:
     name = next((checkpoint[key] for key in NAMES if isinstance(checkpoint.get(key), str)), "")
     weights = next((checkpoint[key] for key in WEIGHTS if isinstance(checkpoint.get(key), Mapping)), None)
     if not name or weights is None:
-        held = "weights without the name of an architecture" if _are_weights(checkpoint) else "no weights"
+        known = _are_weights(checkpoint)
+        held = "weights without the name of an architecture" if known else "no weights"
         raise RequestError(
-            f"{path} holds {held}: expected `arch_key`, a torchvision name, beside `state_dict`", fix=CONVERT
+            f"{path} holds {held}: expected `arch_key`, a torchvision name, beside `state_dict`",
+            fix=f"name it: --model NAME --weights {path}, such as --model resnet50; or {CONVERT}" if known else CONVERT,
         )
     module = build(name, weights, path)
     pixels = int(checkpoint.get("image_size", PIXELS))

@@ -6,24 +6,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
-from PIL import Image
-from sparsify import Data, DataRequest, Dataset, DatasetLoader, RequestError
+from sparsify import Data, DataRequest, DatasetLoader, RequestError
 
-from sparsify_image_classification.preprocessing import image_input, resolve_preprocess, summarize
-from sparsify_image_classification.reading import REFUSED, ImageReader
+from sparsify_image_classification import metadata
+from sparsify_image_classification.classes import SPLITS, read_class_list
+from sparsify_image_classification.gathering import gather
+from sparsify_image_classification.reading import image_suffixes
 
-SPLITS: Mapping[str, str] = MappingProxyType(
-    {
-        "train": "train",
-        "training": "train",
-        "val": "validation",
-        "valid": "validation",
-        "validation": "validation",
-        "test": "test",
-    }
-)
 LAYOUT = "expected one folder a class with images in it, with or without train/ and val/ above"
 
 
@@ -38,7 +28,7 @@ class Split:
 
 def recognises(path: Path) -> bool:
     """Say whether a folder holds class folders with images, by names only."""
-    if not path.is_dir():
+    if not path.is_dir() or metadata.recognises(path):
         return False
     suffixes = image_suffixes()
     return any(
@@ -55,38 +45,17 @@ def load(request: DataRequest) -> Data:
     """
     splits = _read_splits(request.path)
     labels = _labels(splits, request)
-    image = image_input(request.inputs)
-    description, source = resolve_preprocess(request.preprocess, image, request.model)
     ids = {label: index for index, label in enumerate(labels)}
-    present = {name for split in splits for name, keys in split.classes.items() if keys}
-    datasets = {}
-    for split in splits:
-        targets = {key: ids[name] for name, keys in split.classes.items() for key in keys}
-        reader = ImageReader(request.path, image.name, description, MappingProxyType(targets))
-        datasets[split.name] = Dataset(tuple(sorted(targets)), reader)
-    return Data(
-        splits=datasets,
-        has_targets=True,
-        labels=labels,
-        preprocess=description,
-        chance=100 / len(present),
-        notes=(f"preprocessing ({source}): {summarize(description)}",),
+    return gather(
+        request,
+        labels,
+        {split.name: {key: ids[name] for name, keys in split.classes.items() for key in keys} for split in splits},
     )
 
 
-def count_classes(path: Path, class_list: Path | None) -> int:
-    """Count the lines of a class list, else the class folders; raises RequestError."""
-    if class_list is not None:
-        return len(read_class_list(class_list))
-    splits = _read_splits(path)
-    return len(splits[0].classes)
-
-
-def image_suffixes() -> frozenset[str]:
-    """Name the file suffixes that PIL can open, in lower case."""
-    return frozenset(
-        suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN and name not in REFUSED
-    )
+def class_names(path: Path) -> tuple[str, ...]:
+    """Name the class folders in id order; raises RequestError."""
+    return tuple(sorted(_read_splits(path)[0].classes))
 
 
 def _read_splits(path: Path) -> tuple[Split, ...]:
@@ -197,34 +166,6 @@ def _check_listed(splits: Sequence[Split], labels: Sequence[str], source: str) -
                 f" ({len(unknown)} such folders)",
                 fix=f"give a class list with the line '{unknown[0]}' at its class id, or move the folder away",
             )
-
-
-def read_class_list(path: Path) -> tuple[str, ...]:
-    """Read one folder name a line, line i = class i; raises RequestError for an empty, broken or ambiguous file."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise RequestError(
-            f"--class-list: {path} cannot be read: {reason}", fix="give a text file with one folder name a line"
-        ) from None
-    names = tuple(line.strip() for line in lines)
-    if not names:
-        raise RequestError(f"--class-list: {path} is empty", fix="write one folder name a line, line i = class i")
-    first: dict[str, int] = {}
-    for number, name in enumerate(names, 1):
-        if not name:
-            raise RequestError(
-                f"--class-list: line {number} of {path} is empty",
-                fix="remove the line, or write the class's folder name",
-            )
-        if name in first:
-            raise RequestError(
-                f"--class-list: '{name}' is on line {first[name]} and on line {number} of {path}",
-                fix="name each folder once; line i is class i",
-            )
-        first[name] = number
-    return names
 
 
 LOADER = DatasetLoader(recognises=recognises, load=load)

@@ -11,8 +11,8 @@ def use_cases() -> tuple[Entry, ...]:
         Entry(
             name="image-classification",
             target="sparsify_image_classification.use_case:USE_CASE",
-            summary="one label an image, from a folder of images by class",
-            accepts=("imagefolder", "npz"),
+            summary="one label an image: folders by class, WebDataset shards, Hugging Face's folders and files",
+            accepts=("imagefolder", "image-metadata", "webdataset", "image-parquet", "npz"),
             metric="accuracy",
         ),
     )
@@ -25,6 +25,21 @@ def dataset_loaders() -> tuple[Entry, ...]:
             name="imagefolder",
             target="sparsify_image_classification.imagefolder:LOADER",
             summary="folders of images by class, with or without train/ and val/",
+        ),
+        Entry(
+            name="image-metadata",
+            target="sparsify_image_classification.metadata:LOADER",
+            summary="images with their labels in metadata.jsonl or metadata.csv, as Hugging Face's imagefolder",
+        ),
+        Entry(
+            name="webdataset",
+            target="sparsify_image_classification.webdataset:LOADER",
+            summary="tar shards of .jpg beside .cls or .json, by split: train-*.tar, val-*.tar",
+        ),
+        Entry(
+            name="image-parquet",
+            target="sparsify_image_classification.parquet:LOADER",
+            summary="Hugging Face image datasets in Parquet files, or Arrow files of save_to_disk; needs pyarrow",
         ),
     )
 

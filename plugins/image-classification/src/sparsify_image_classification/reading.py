@@ -6,8 +6,8 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,20 @@ COLOURS = 256  # of a thumbnail, which halves its bytes: 21 kB become 10 kB for 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Read the image of a key below `root` as the input called `name`; targets are class ids by key."""
+    """Read the image of a key below `root` as the input called `name`; targets are class ids by key.
+
+    fetch: gives the bytes of an image that is no file of its own.
+    """
 
     root: Path
     name: str
     description: Mapping[str, Any]
     targets: Mapping[str, int]
+    fetch: Callable[[str], bytes] | None = None
+
+    def open(self, key: str) -> AbstractContextManager[Image.Image]:
+        """Open the image of a key for a `with` block; raises UnreadableSample."""
+        return opened(self.root / key) if self.fetch is None else opened(self.fetch(key), self.root / key)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle: read-only mappings travel to other processes as plain ones."""
@@ -57,13 +65,13 @@ class ImageReader:
 
     def __call__(self, key: str) -> Sample:
         """Read one sample; raises UnreadableSample."""
-        with opened(self.root / key) as image:
+        with self.open(key) as image:
             tensor = preprocess(self.description, image)
         return Sample({self.name: tensor}, self.targets[key])
 
     def thumbnail(self, key: str, side: int) -> bytes:
         """Return the image as a PNG of at most `side` x `side` pixels, upright; raises UnreadableSample."""
-        with opened(self.root / key) as image:
+        with self.open(key) as image:
             small = recolour(image, "RGB")
             longest = SLIM * min(small.size)
             small = centre_crop(small, min(small.height, longest), min(small.width, longest))
@@ -74,8 +82,11 @@ class ImageReader:
 
 
 @contextmanager
-def opened(source: Path | bytes) -> Iterator[Image.Image]:
-    """Open an image file, or what one holds, for a `with` block; raises UnreadableSample for whatever is wrong."""
+def opened(source: Path | bytes, place: Path | None = None) -> Iterator[Image.Image]:
+    """Open an image file, or what one holds, for a `with` block; raises UnreadableSample for whatever is wrong.
+
+    place: where the bytes lie, for the message.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of odd metadata, a line an image
@@ -84,12 +95,19 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
                 yield image
     except BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(source, bytes):
-            problem = f"these {len(source)} bytes cannot be read as an image: {reason}"
+        shown = place or (source if isinstance(source, Path) else None)
+        if shown is None:
+            problem = f"these {len(source)} bytes cannot be read as an image: {reason}"  # type: ignore[arg-type]
             raise UnreadableSample(problem, fix="give the bytes of a whole image file") from error
-        raise UnreadableSample(
-            f"{source} cannot be read as an image: {reason}", fix="repair or remove the file"
-        ) from error
+        problem = f"{shown} cannot be read as an image: {reason}"
+        raise UnreadableSample(problem, fix="repair or remove the file") from error
+
+
+def image_suffixes() -> frozenset[str]:
+    """Name the file suffixes that PIL can open, in lower case."""
+    return frozenset(
+        suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN and name not in REFUSED
+    )
 
 
 def _formats() -> list[str]:

@@ -14,8 +14,9 @@ import torch
 from sparsify import Experiment, MissingLibraryError, Model, RequestError
 from torch import Tensor, nn
 
-from sparsify_image_classification.imagefolder import count_classes
+from sparsify_image_classification.forms import count_classes
 from sparsify_image_classification.training.cifar_resnet import cifar_resnet20
+from sparsify_image_classification.training.heads import put_head
 from sparsify_image_classification.training.options import read_options
 from sparsify_image_classification.training.weights import Weights, fit_weights, read_weights
 
@@ -28,23 +29,42 @@ ANY_SIZE = 224
 def load(experiment: Experiment) -> Model:
     """Return the module that --model names, with --weights; raises RequestError, MissingLibraryError.
 
-    The number of classes is that of the weights, else that of the data's class folders.
+    It has the data's classes: where the weights are of others, its last layer is a fresh one. One-shot takes the
+    module as the weights are.
     """
     option = "--weights" if experiment.weights else "--model"
     given = experiment.weights or (experiment.model if _is_file(experiment.model) else None)
     weights = read_weights(Path(given), option) if given else None
     name = _architecture(experiment.model, weights)
     data, listed = Path(experiment.data), experiment.class_list
-    classes = (weights.classes if weights else None) or count_classes(data, Path(listed) if listed else None)
-    module = make(name, classes, weights)
+    fixed = (weights and weights.classes) or 0
+    as_it_is = experiment.kind == "one-shot" and fixed > 0
+    classes = fixed if as_it_is else count_classes(data, Path(listed) if listed else None)
+    module = make(name, fixed or classes, weights)
+    trained = weights is not None or _brings_weights(name, classes, module)
     size = read_options(experiment.train_kwargs).image_size or _size(name, module)
     example = torch.zeros(2, _channels(module), size, size)
-    _check_output(name, module, example)
+    width = _check_output(name, module, example)
     notes = [f"model {name}, {classes} classes, images of {size} px"]
-    if weights is None:
+    if not trained:
         notes.append(f"no --weights: {name} starts from random weights")
+    elif width != classes and not as_it_is:
+        notes.append(_new_head(name, module, example, width, classes))
+        trained = False
     facts = {"example_inputs": (example,), "input_names": ("input",), "output_names": ("logits",), "notes": notes}
-    return Model("torch", module, {**facts, "architecture": name, "classes": classes})
+    return Model("torch", module, {**facts, "architecture": name, "classes": classes, "untrained": not trained})
+
+
+def _new_head(name: str, module: nn.Module, example: Tensor, width: int, classes: int) -> str:
+    """Give a module the data's classes, and say so."""
+    layer = put_head(name, module, example, classes)
+    if _check_output(name, module, example) != classes:
+        problem = f"--model: {name} gives {width} classes whatever its layer '{layer}' gives, the data has {classes}"
+        raise RequestError(problem, fix="name a factory that takes num_classes")
+    return (
+        f"the weights are of {width} classes, the data has {classes}: layer '{layer}' is a fresh one "
+        "(--class-list FILE names the classes where the data holds some of them only)"
+    )
 
 
 def load_teacher(said: str, experiment: Experiment, classes: int) -> nn.Module:
@@ -66,6 +86,16 @@ def make(name: str, classes: int, weights: Weights | None = None) -> nn.Module:
     if weights:
         fit_weights(module, weights, name)
     return module.eval()
+
+
+def _brings_weights(name: str, classes: int, module: nn.Module) -> bool:
+    """Say whether a factory loads weights itself: then they do not follow the random numbers."""
+    if ":" not in name or name.startswith("timm:"):
+        return False
+    torch.manual_seed(1)
+    other = dict(_factory(name)(classes).named_parameters())
+    weights = {key: value for key, value in module.named_parameters() if value.dim() > 1}
+    return bool(weights) and all(key in other and torch.equal(value, other[key]) for key, value in weights.items())
 
 
 def _is_file(model: str) -> bool:
@@ -157,7 +187,8 @@ def _channels(module: nn.Module) -> int:
     return first.in_channels if first is not None and first.in_channels in (1, 3) else 3
 
 
-def _check_output(name: str, module: nn.Module, example: Tensor) -> None:
+def _check_output(name: str, module: nn.Module, example: Tensor) -> int:
+    """Return how many classes a module gives; raises RequestError where it gives none or takes no such images."""
     fix = "give the side of its input: --train-kwargs '{\"image_size\": 32}'"
     try:
         with torch.no_grad():
@@ -170,3 +201,4 @@ def _check_output(name: str, module: nn.Module, example: Tensor) -> None:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         problem = f"--model: {name} gives {found}, a classifier gives (batch, classes)"
         raise RequestError(problem, fix="name a factory whose module returns logits alone")
+    return int(output.shape[1])

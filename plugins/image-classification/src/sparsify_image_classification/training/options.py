@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sparsify import RequestError
 
 Whole = Annotated[int, Field(gt=0)]
+NotNegativeWhole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -22,7 +23,10 @@ class TrainOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_size: Whole | None = Field(None, description="side of the model's input in pixels; by default its name's")
-    epochs: Whole | None = Field(None, description="how many epochs; by default to the end of the recipe, else 10")
+    epochs: Whole | None = Field(None, description="how many epochs; by default to the end of the recipe, else 15")
+    dense_epochs: NotNegativeWhole | None = Field(
+        None, description="of these before the recipe, where the model has no weights or a new head; by default epochs"
+    )
     batch_size: Whole = Field(128, description="images that one process passes through the model at once")
     grad_accumulation: Whole = Field(1, description="batches to an optimizer step")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (Nesterov) or adamw")

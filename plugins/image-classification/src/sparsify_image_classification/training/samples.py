@@ -16,7 +16,7 @@ from sparsify import Data, Dataset, Experiment, RequestError, UnreadableSample, 
 
 from sparsify_image_classification.pixels import preprocess, recolour
 from sparsify_image_classification.preprocessing import CROP_SHARE, PLAIN_RESIZE
-from sparsify_image_classification.reading import ImageReader, opened
+from sparsify_image_classification.reading import ImageReader
 
 VALIDATION_SHARE = 0.1  # of the training split; never more than the run's selection samples
 UNREADABLE_SHARE = 0.05
@@ -115,7 +115,7 @@ class Images:
             found = (index + shift) % len(self)
             key = self.dataset.keys[found]
             try:
-                with opened(self.reader.root / key) as image:
+                with self.reader.open(key) as image:
                     pixels, aspect = decode(self.steps, image)
             except UnreadableSample as error:
                 self._refuse(key, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from sparsify_image_classification.training.samples import choose
 from sparsify_image_classification.training.stepping import make_optimizer, peak_rate
 from sparsify_image_classification.training.stopping import held_back
 
-EPOCHS = 10  # where neither the recipe nor --train-kwargs says how many
+EPOCHS = 15  # where neither the recipe nor --train-kwargs says how many: as many as a generated recipe has
 
 
 def load_and_meet(experiment: Experiment) -> Model:
@@ -37,15 +38,17 @@ def load_and_meet(experiment: Experiment) -> Model:
 def train(model: Model, modifiers: Sequence[Any], training: Training) -> Model:
     """Train a copy of the module and return it, on the CPU, with the best weights that are as small as asked.
 
-    Writes last.pt, best.pt and logs into the folder. Raises RequestError for options, data, a teacher or a checkpoint
-    that do not fit, StageError for a loss that is not finite, exhausted memory and a full disk. Of several processes
-    the first one calls this, and the others are told what to train.
+    A model without trained weights comes without modifiers first, and returns as what the recipe begins with. Writes
+    last.pt, best.pt and logs into the folder. Raises RequestError for options, data, a teacher or a checkpoint that do
+    not fit, StageError for a loss that is not finite, exhausted memory and a full disk. Of several processes the first
+    one calls this, and the others are told what to train.
     """
     from sparsify_torch import failing_as_one, meet, share
 
     meet()
     with failing_as_one():
-        share((modifiers, training.data, training.folder, training.resume))
+        begun = bool(model.facts.get("untrained")), model.value.state_dict()
+        share((modifiers, training.data, training.folder, training.resume, *begun))
         return fit(model, modifiers, training)
 
 
@@ -57,8 +60,11 @@ def follow(experiment: Experiment) -> int:
     meet()
     with failing_as_one():
         while not isinstance(told := share(), int):
-            modifiers, data, folder, resume = told
-            fit(load(experiment), modifiers, Training(experiment, data, folder, resume))
+            modifiers, data, folder, resume, untrained, weights = told
+            model = load(experiment)
+            model.value.load_state_dict(weights)  # the first process may have trained it dense
+            model = replace(model, facts={**model.facts, "untrained": untrained})
+            fit(model, modifiers, Training(experiment, data, folder, resume))
     if told:
         wait_for_the_end()
     return told
@@ -78,6 +84,11 @@ def fit(model: Model, modifiers: Sequence[Any], training: Training) -> Model:
     accelerator = meet()
     place = Place(accelerator.process_index, accelerator.num_processes, accelerator.device)
     options, folder = read_options(training.experiment.train_kwargs), Path(training.folder)
+    if model.facts.get("untrained") and not modifiers:
+        if options.dense_epochs == 0:
+            return model
+        options = options.model_copy(update={"epochs": options.dense_epochs or options.epochs or EPOCHS})
+        training.note(f"the dense model is trained first, {options.epochs} epochs: the baseline, and the teacher")
     folder.mkdir(parents=True, exist_ok=True)
     chosen = choose(training.data, training.experiment)
     classes = int(model.facts.get("classes") or len(training.data.labels))
@@ -171,7 +182,7 @@ def _finish(model: Model, run: Run) -> Model:
         run.training.note(f"{unreadable} unreadable images were left out of training")
     kept = run.best["epoch"] if run.best else len(run.rows) - 1
     history = [{**row, "kept": row["epoch"] == kept} for row in run.rows]
-    return Model("torch", module, {**model.facts, "history": history, "best": run.best})
+    return Model("torch", module, {**model.facts, "untrained": False, "history": history, "best": run.best})
 
 
 def _epochs(manager: Any, options: TrainOptions) -> int:
@@ -191,6 +202,9 @@ def _teacher(model: Model, manager: Any, training: Training, feed: Feed) -> nn.M
             return None
         problem = f"--teacher: {said} has no effect, the recipe holds no DistillationModifier"
         raise RequestError(problem, fix="add !DistillationModifier {} to the recipe, or leave --teacher out")
+    if said is None and model.facts.get("untrained"):
+        training.note("nothing is distilled: the dense model has no trained weights (dense_epochs is 0)")
+        return "disable"
     teacher = (
         copy.deepcopy(model.value)
         if said in (None, "self")
