@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Time a training step with and without the manager, in turns on the same data; print medians and their ratio.
 
-    python benchmarks/training_step.py [--steps 60] [--batch 32] [--width 16] [--threads 1]
+    python benchmarks/training_step.py [--steps 60] [--batch 32] [--width 16] [--threads 1] [--amp] [--accelerate]
 
 The model is a ResNet of nine blocks on 32 × 32 pixels. Its pruning recipe updates four times an epoch of 100 steps, as
-recipes do; the update itself falls into the steps that are timed. PyTorch, one process, the CPU.
+recipes do; the update itself falls into the steps that are timed. --amp computes in bfloat16, --accelerate prepares
+model and optimizer by Accelerate, the plain loop's too. PyTorch, one process, the CPU.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from sparsify_torch import ScheduledModifierManager
 from sparsify_torch.distillation import DistillationModifier
 from sparsify_torch.gradual_pruning import GMPruningModifier, MovementPruningModifier
+from sparsify_torch.quantization import QuantizationModifier
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -61,18 +64,26 @@ def resnet(width: int) -> nn.Module:
     return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
 
 
-def loop(modifiers: list[Any], width: int, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
+def loop(modifiers: list[Any], given: argparse.Namespace, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
     """Return a function that trains one step; without modifiers there is no manager."""
-    model = resnet(width)
+    model = resnet(given.width)
     optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    backward: Callable[[Tensor], object] = Tensor.backward
+    if given.accelerate:
+        from accelerate import Accelerator
+
+        accelerator = Accelerator(cpu=True)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        backward = accelerator.backward
     if modifiers:
         manager = ScheduledModifierManager(modifiers)
         optimizer = manager.modify(model, optimizer, steps_per_epoch=100, distillation_teacher="self")
 
     def step() -> None:
-        loss = cross_entropy(model(inputs), targets)
+        with torch.autocast("cpu", torch.bfloat16) if given.amp else nullcontext():
+            loss = cross_entropy(model(inputs).float(), targets)
         loss = optimizer.loss_update(loss) if modifiers else loss
-        loss.backward()
+        backward(loss)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -84,6 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("steps", 60), ("batch", 32), ("width", 16), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    for name in ("amp", "accelerate"):
+        parser.add_argument(f"--{name}", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     inputs, targets = torch.randn(given.batch, 3, 32, 32), torch.randint(0, 10, (given.batch,))
@@ -94,8 +107,12 @@ def main() -> None:
         "GMPruning 2:4": [GMPruningModifier(**{**FIELDS, "init_sparsity": 0, "final_sparsity": 0.5}, mask_type="2:4")],
         "MovementPruning": [MovementPruningModifier(**FIELDS)],
         "Distillation": [DistillationModifier()],
+        "Quantization": [QuantizationModifier(start_epoch=0)],
+        "Quantization, observers frozen": [
+            QuantizationModifier(start_epoch=0, disable_quantization_observer_epoch=0.02)
+        ],
     }
-    steps = {name: loop(modifiers, given.width, inputs, targets) for name, modifiers in recipes.items()}
+    steps = {name: loop(modifiers, given, inputs, targets) for name, modifiers in recipes.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(given.steps + 3):
         for name, step in steps.items():

@@ -77,10 +77,9 @@ def test_the_kind_that_does_not_exist_yet_says_so() -> None:
         ("one-shot", "--weights", "w.pth", "training-aware"),
         ("one-shot", "--train-kwargs", "{}", "training-aware"),
         ("one-shot", "--train-samples", "9", "training-aware"),
-        ("training-aware", "--allocation", "macs", "one-shot"),
         ("training-aware", "--time-budget", "1h", "one-shot"),
         ("training-aware", "--target-speedup", "2", "one-shot"),
-        ("training-aware", "--calibration-samples", "9", "one-shot"),
+        ("training-aware", "--max-memory", "4GB", "one-shot"),
     ],
 )
 def test_an_option_without_effect_is_an_error(kind: str, option: str, value: str, other: str) -> None:

@@ -231,6 +231,12 @@ def test_check_explains_every_step_and_says_what_cannot_run():
     assert [finding.why_not for finding in findings] == [during, during, "", "no installed plugin offers it", during]
 
 
+def test_check_proposes_to_install_only_what_is_not_there():
+    recipe = parse_recipe("modifiers:\n- !MFACPruningModifier {params: x}\n")
+    assert "pip install" in check_recipe(recipe, installed(*ONESHOT))[0].why_not
+    assert check_recipe(recipe, installed(*ONESHOT, *TRAINING))[0].why_not == "no installed plugin offers it"
+
+
 def test_check_reads_the_epochs_of_either_dialect():
     text = "a_stage: {a_modifiers: {MagnitudePruningModifier: {targets: x, start: 1, end: 3, update_frequency: 0.5}}}"
     assert check_recipe(parse_recipe(text), installed())[0].sentence.endswith(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sparsify.report_pages import render_html, ticks
+from sparsify.report_pages import render_html, render_markdown, ticks
 
 from tests.core.reports import EXPLAINED, METRICS, Checker, rung
 
@@ -47,6 +47,49 @@ def test_ticks_hold_any_range(one: float, other: float, most: int) -> None:
     assert found[0] <= low + slack
     assert found[-1] >= high - slack
     assert 2 <= len(found) <= most + 2
+
+
+def trained(**columns: list[Any]) -> dict[str, Any]:
+    """Return metrics of a training whose epochs have logged these values."""
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return {**METRICS, "training": [{"epoch": place, "seconds": 1.5, **row} for place, row in enumerate(rows)]}
+
+
+def test_the_curves_of_a_training_have_a_point_for_every_epoch_and_mark_the_kept_one() -> None:
+    columns: dict[str, list[Any]] = {"loss": [2.0, 1.0, 0.5], "accuracy": [40.0, 80.0, 79.0], "lr": [0.1, 0.05, 0.0]}
+    metrics = trained(**columns, sparsity=[0.0, 0.35, 0.7], kept=[False, True, False])
+    found = section(metrics, "Training")
+    names = ("training loss", "accuracy on validation samples", "learning rate", "sparsity of what is pruned")
+    assert re.findall(r"<div><p>(.*?)</p>", found) == list(names)
+    assert found.count('<circle class="after"') == 12
+    assert found.count('r="6"') == 4
+    assert "epoch 2: 80, kept" in found
+    assert "epoch 3: 70 %" in found
+    # 40 to 80 span the axis: the first epoch lies at its foot, the second at its head
+    accuracy = found.split("accuracy on validation samples by epoch")[1]
+    assert re.findall(r'cy="(.*?)%"', accuracy)[:2] == ["100.0", "0.0"]
+
+
+def test_an_epoch_without_a_number_leaves_a_gap_and_what_modifiers_log_no_curve() -> None:
+    metrics = trained(loss=[2.0, None, 0.5], **{"GMPruningModifier/progress": [0.1, 0.2, 0.3]})
+    found = section(metrics, "Training")
+    assert found.count('<circle class="after"') == 2
+    assert "epoch 2: no number" in found
+    assert "progress" not in found
+
+
+def test_what_trains_nothing_has_no_curves() -> None:
+    assert section({**METRICS, "training": []}, "Training") == ""
+    assert section(METRICS, "Training") == ""
+
+
+def test_a_long_training_is_a_short_table() -> None:
+    metrics = trained(loss=[1 / (place + 1) for place in range(300)], kept=[place == 298 for place in range(300)])
+    table = render_markdown(metrics).split("## Training")[1].split("##")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    assert len(lines) == 1 + 12 + 2  # heading, every 25th, the kept and the last epoch
+    assert lines[-2].startswith("| 299, kept |")
+    assert lines[-1].startswith("| 300 |")
 
 
 def test_the_ladder_shows_every_rung_the_budget_and_the_final_one() -> None:

@@ -226,7 +226,8 @@ def test_a_run_for_it_deploys_its_form(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr()
     metrics = json.loads(printed.out)
     assert ended.value.code == (6 if metrics["verdict"] == "slower" else 0), printed.err
-    assert list(metrics["speedup"]) == ["deepsparse", "onnxruntime"]
+    assert list(metrics["speedup"])[:2] == ["deepsparse", "onnxruntime"]  # others that are installed come after
+    assert any("its licence is for evaluation only" in note for note in metrics["notes"])
     assert metrics["optimized"]["quantized"] == {"int8": None, "of": 4}  # it does not tell
     assert not any("unstructured zeros" in note for note in metrics["notes"])
     deployed = onnx.load(tmp_path / "run" / "deployment" / "model.onnx")

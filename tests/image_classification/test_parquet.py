@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -174,3 +175,10 @@ def test_recognising_imports_no_pyarrow(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True False\n"
+
+
+@needs_pyarrow
+def test_the_reader_travels_to_other_processes(request_for: Ask, tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", table([2, 0, 1]))
+    split = pickle.loads(pickle.dumps(load(request_for(tmp_path)))).splits["all"]
+    assert [sample.target for _, sample in split.samples()] == [2, 0, 1]

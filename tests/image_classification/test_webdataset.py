@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -233,3 +234,9 @@ def test_shards_with_and_without_a_split_are_refused(request_for: Ask, tmp_path:
     write(tmp_path / "more.tar", samples(0, 1))
     error = refused(request_for(tmp_path))
     assert error.problem == f"--data: the name of {tmp_path / 'more.tar'} says no split, others' do"
+
+
+def test_the_reader_travels_to_other_processes(request_for: Ask, tmp_path: Path) -> None:
+    write(tmp_path / "0.tar", samples(0, 1))
+    split = pickle.loads(pickle.dumps(load(request_for(tmp_path)))).splits["all"]
+    assert [sample.target for _, sample in split.samples()] == [0, 1]

@@ -144,14 +144,15 @@ def test_a_run_can_be_decided_by_it(tmp_path: Path, capsys: pytest.CaptureFixtur
     for index in range(60):
         np.savez(data / f"{index}.npz", **{name: array[0] for name, array in models.samples(model, 1, index).items()})
     arguments = ["--use-case", "custom", "--data", str(data), "--optim-level", "0.2", "--max-drop", "none", "--json"]
-    arguments += ["--runtime", "openvino", "--runtime", "onnxruntime", "--threads", "1"]
+    arguments += ["--runtime", "openvino", "--threads", "1"]
     with pytest.raises(SystemExit) as ended:
         main(["run", "one-shot", "--model", str(path), *arguments, "--output", str(tmp_path / "run")])
     metrics = json.loads(capsys.readouterr().out)
     assert ended.value.code == (6 if metrics["verdict"] == "slower" else 0)  # so small a model may well be slower
     for side, int8 in (("baseline", 0), ("optimized", 4)):
         latency = metrics[side]["latency"]
-        assert list(latency) == ["openvino", "onnxruntime"]
-        assert {name: entry["int8_executed"] for name, entry in latency.items()} == dict.fromkeys(latency, int8)
+        assert next(iter(latency)) == "openvino"
+        assert latency["onnxruntime"]["int8_executed"] == int8  # timed beside it, because it is installed
+        assert latency["openvino"]["int8_executed"] == int8
     assert metrics["optimized"]["quantized"] == {"int8": 4, "of": 4}
-    assert list(metrics["speedup"]) == ["openvino", "onnxruntime"]
+    assert metrics["speedup"].keys() >= {"openvino", "onnxruntime"}

@@ -1,23 +1,26 @@
-"""Train as one of several processes, and write the weights: `torchrun image_ranks.py DATA OUT`."""
+"""Run the program as one of several processes, and write what training ended with: `torchrun image_ranks.py OUT …`."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from sparsify.__main__ import main
+from sparsify_image_classification.training import trainer
 
-from tests.torch.image_training import fit, pruning
+run_epochs = trainer.run_epochs
 
 
-def main() -> None:
-    data, out = map(Path, sys.argv[1:3])
-    torch.set_num_threads(1)
-    trained = fit(data, out / "run", pruning(), train_kwargs={"batch_size": 16, "ema": 0.5})
-    torch.save(trained.value.state_dict(), out / f"{os.environ['RANK']}.pt")
-    torch.distributed.destroy_process_group()
+def keep(run: Any, stop: Any) -> None:
+    run_epochs(run, stop)
+    state = {name: value for name, value in run.module.state_dict().items() if isinstance(value, torch.Tensor)}
+    torch.save({"module": state, "masks": run.manager.masks}, Path(out) / f"{os.environ['RANK']}.pt")
 
 
 if __name__ == "__main__":
+    out = sys.argv.pop(1)
+    trainer.run_epochs = keep
     main()

@@ -10,6 +10,7 @@ from sparsify_image_classification.imagefolder import load as load_folder
 from sparsify_image_classification.training.trainer import TRAINER
 from sparsify_torch.epochs import EpochRangeModifier
 from sparsify_torch.gradual_pruning import GMPruningModifier
+from sparsify_torch.structured_pruning import StructuredPruningModifier
 from torch import Tensor, nn
 
 WEIGHT = "features.3.weight"
@@ -61,6 +62,22 @@ def start(data: Path, folder: Path, **given: Any) -> tuple[Model, Training, list
 def fit(data: Path, folder: Path, modifiers: Any = (), **given: Any) -> Model:
     model, training, _ = start(data, folder, **given)
     return TRAINER.train(model, modifiers, training)
+
+
+def thinning() -> list[Any]:
+    """Half of the filters of one layer go in four steps over two epochs of three."""
+    return [
+        EpochRangeModifier(start_epoch=0, end_epoch=3),
+        StructuredPruningModifier(
+            init_sparsity=0.0,
+            final_sparsity=0.5,
+            start_epoch=0,
+            end_epoch=2,
+            update_frequency=0.5,
+            params=(WEIGHT,),
+            multiple=4,
+        ),
+    ]
 
 
 def pruning(epochs: int = 3, sparsity: float = 0.75) -> list[Any]:

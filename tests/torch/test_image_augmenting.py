@@ -24,7 +24,7 @@ from sparsify_image_classification.training.augment import (
 )
 from sparsify_image_classification.training.averaging import Average
 from sparsify_image_classification.training.options import TrainOptions
-from sparsify_image_classification.training.stepping import rate_at
+from sparsify_image_classification.training.stepping import largest_norm, rate_at
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -198,3 +198,17 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert all(one > other for one, other in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.05 * (1 + np.cos(np.pi * 89 / 90)))
     assert rate_at(0.1, 20, 100, 90) == pytest.approx(0.1)  # warm-up is a fifth of the training at most
+
+
+@pytest.mark.parametrize(
+    ("layers", "clip_grad", "most"),
+    [
+        ([nn.Conv2d(3, 4, 3), nn.ReLU()], None, 1.0),
+        ([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)], None, 0.0),
+        ([nn.Linear(3, 4), nn.LayerNorm(4)], None, 0.0),
+        ([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)], 0.5, 0.5),
+        ([nn.Conv2d(3, 4, 3)], 0, 0.0),
+    ],
+)
+def test_gradients_are_clipped_where_no_norm_holds_them(layers: Any, clip_grad: Any, most: float) -> None:
+    assert largest_norm(nn.Sequential(*layers), TrainOptions(clip_grad=clip_grad)) == most

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,7 @@ from sparsify_image_classification.training.trainer import TRAINER
 from sparsify_torch.distillation import DistillationModifier
 from torch import nn
 
-from tests.torch.image_training import WEIGHT, data_of, experiment, fit, pruning, start
-
-ROOT = Path(__file__).parents[2]
+from tests.torch.image_training import WEIGHT, data_of, experiment, fit, pruning, start, thinning
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,6 +113,36 @@ def test_a_killed_run_resumes_bit_for_bit(step: int, digits: Path, tmp_path: Pat
     assert same(whole.value, resumed.value)
     assert [row["accuracy"] for row in whole.facts["history"]] == [row["accuracy"] for row in resumed.facts["history"]]
     again = fit(digits, tmp_path / "cut", modifiers, resume=True, **given)  # what is finished trains no more
+    assert same(whole.value, again.value)
+
+
+@pytest.mark.parametrize("step", [10, 45, 90])
+def test_a_run_that_takes_channels_out_resumes_bit_for_bit(
+    step: int, digits: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Averaged weights, best checkpoint and momentum follow the module, which is smaller at every half epoch."""
+    given = {"train_kwargs": {"ema": 0.9}}
+    modifiers = [*thinning(), DistillationModifier(hardness=0.5)]
+    whole = fit(digits, tmp_path / "whole", modifiers, **given)
+    assert whole.value.features[3].out_channels == 16
+    assert accuracy(whole.value, digits) > 80
+    taken, count = stepping.take_step, 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return taken(*arguments)
+
+    monkeypatch.setattr(loop, "take_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        signal_as_core(lambda: fit(digits, tmp_path / "cut", modifiers, **given))
+    monkeypatch.setattr(loop, "take_step", taken)
+    resumed = fit(digits, tmp_path / "cut", modifiers, resume=True, **given)
+    assert same(whole.value, resumed.value)
+    assert [row["accuracy"] for row in whole.facts["history"]] == [row["accuracy"] for row in resumed.facts["history"]]
+    again = fit(digits, tmp_path / "cut", modifiers, resume=True, **given)
     assert same(whole.value, again.value)
 
 
@@ -358,26 +384,3 @@ def test_a_teacher_is_the_dense_module_a_file_or_none(digits: Path, tmp_path: Pa
         fit(digits, tmp_path / "seven", modifiers, teacher=str(tmp_path / "seven.pt"), **given)
     with pytest.raises(RequestError, match="has no effect"):
         fit(digits, tmp_path / "vain", pruning(2), teacher="self", **given)
-
-
-def test_two_processes_give_the_same_masks(digits: Path, tmp_path: Path) -> None:
-    """As torchrun starts them, over gloo."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
-    environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    script = Path(__file__).with_name("image_ranks.py")
-    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone", str(script)]
-    done = subprocess.run(
-        [sys.executable, *words, str(digits), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-    assert float((first[WEIGHT] == 0).float().mean()) == 0.75
-    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert rows[-1]["accuracy"] > 80

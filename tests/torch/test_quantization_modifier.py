@@ -167,10 +167,44 @@ def test_going_on_from_a_checkpoint_needs_example_inputs() -> None:
     assert "apply_structure(module, epoch, images)" in caught.value.fix
 
 
-def test_calibration_steps_are_refused_for_there_is_no_data_to_calibrate_with() -> None:
-    with pytest.raises(RequestError, match="num_calibration_steps") as caught:
+def test_calibration_steps_choose_the_first_ranges_on_the_loops_own_batches() -> None:
+    """They are those of `calibrate` on the same batches, and there before the first step."""
+    module, wanted = network(), network()
+    manager = ScheduledModifierManager.from_recipe(Recipe((step("QuantizationModifier", num_calibration_steps=5),)))
+    sampler = {"data_loader_builder": lambda: [batch(seed) for seed in range(3)]}
+    manager.modify(module, torch.optim.SGD(module.parameters(), 0.05), steps_per_epoch=STEPS, grad_sampler=sampler)
+    images = [batch(seed)[0] for seed in (0, 1, 2, 0, 1)]  # from the start again where the loader ends
+    qat.begin(wanted, qat.QuantizationOptions(), images[0])
+    assert qat.calibrate(wanted, images) == 5
+    found = module.state_dict()
+    for name, value in wanted.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(found[name], value), name
+
+
+def test_calibration_steps_need_data() -> None:
+    with pytest.raises(RequestError, match=r"num_calibration_steps.*no data to calibrate with") as caught:
         train(network(), Recipe((step("QuantizationModifier", num_calibration_steps=8),)), 1)
-    assert "follow" in caught.value.fix
+    assert "grad_sampler" in caught.value.fix
+    train(network(), Recipe((step("QuantizationModifier", num_calibration_steps=0),)), 1)
+
+
+def test_quantization_begins_under_autocast_too() -> None:
+    module = network()
+    manager = ScheduledModifierManager.from_recipe(Recipe((step("QuantizationModifier", start_epoch=0),)))
+    optimizer = manager.modify(module, torch.optim.SGD(module.parameters(), 0.05), steps_per_epoch=STEPS)
+    losses = []
+    for index in range(6 * STEPS):
+        images, labels = batch(index)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = module(images)
+        loss = functional.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert qat.quantization_of(module).low.dtype == torch.float32
+    assert sum(losses[-STEPS:]) < 0.5 * sum(losses[:STEPS])
 
 
 def test_a_name_that_matches_nothing_is_refused() -> None:

@@ -15,7 +15,7 @@ def test_the_pages_code_runs(
 ) -> None:
     blocks = re.findall(r"^```text\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     *blocks, timed = blocks
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert "thin_to_speed(" in timed  # it times models for minutes: tests of its own run it on smaller ones
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
@@ -23,5 +23,6 @@ def test_the_pages_code_runs(
         exec(compile(block, str(PAGE), "exec"), scope)
     shown = capsys.readouterr().out
     assert "3: 128 -> " in shown
+    assert "goes on with 50 and 100 channels" in shown  # a quarter less seven eighths of it, at half of the cubic curve
     assert "8: stays, the module returns them" in shown
     assert "['1', '2']" in shown

@@ -8,6 +8,7 @@ from textwrap import dedent
 
 import onnx
 import pytest
+from sparsify import Step, load_recipe
 from sparsify.cli.app import main
 from sparsify_image_classification.demo import write_demo
 
@@ -59,10 +60,21 @@ def test_a_model_is_trained_to_the_sparsity_and_the_precision_that_the_level_ask
     assert (run / "training_artifacts" / "dense.onnx").is_file()
     assert (run / "training_artifacts" / "last.pt").is_file()
     recipe = (run / "recipe.yaml").read_text()
-    for name in ("GlobalMagnitudePruningModifier", "QuantizationModifier", "DistillationModifier"):
+    for name in ("MagnitudePruningModifier", "QuantizationModifier", "DistillationModifier"):
         assert f"!{name}" in recipe
+    _, shares = spread_of(run)
+    assert shares.keys() == {"3.weight", "6.weight"}  # neither the first layer nor the last
+    zeros = {layer["shape"][1]: layer["sparsity"] for layer in metrics["layers"][1:3]}  # by their inputs, 16 and 32
+    assert zeros == pytest.approx({16: shares["3.weight"], 32: shares["6.weight"]}, abs=1e-3)
     graph = onnx.load(run / "deployment" / "model.onnx").graph
     assert not any("fake" in node.op_type.lower() for node in graph.node)
+
+
+def spread_of(run: Path) -> tuple[Step, dict[str, float]]:
+    """Read the pruning of a run's recipe, and the sparsity of each weight in it."""
+    (step,) = [step for step in load_recipe(run / "recipe.yaml").steps if step.name == "MagnitudePruningModifier"]
+    final = step.options["final_sparsity"]
+    return step, {name: share for share, names in final.items() for name in names}
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ _PUBLIC = {
     "errors": "ExitCode MissingLibraryError PluginError RequestError SparsifyError StageError Stopped UnreadableSample",
     "evaluation": "evaluate",
     "experiment": "Experiment make_experiment",
-    "formats": "find_runtime fit load_runtime",
+    "formats": "find_format find_runtime fit load_runtime",
     "hooks": "Entry hookimpl",
     "inference": "Pipeline check_inputs",
     "levels": "parse_duration parse_memory target_sparsity",
     "metrics": "class_ids class_scores",
-    "modifiers": "resolve_modifiers",
+    "modifiers": "check_recipe resolve_modifiers",
     "outcome": "environment",
     "pipeline": "BATCH Result",
     "plugins": "DISABLE Offer Plugin Plugins install_command load_plugins load_target missing singular",
@@ -35,7 +35,7 @@ _PUBLIC = {
     "splits": "draw_splits held_out_split",
     "talk": "Talk",
     "timing": "Candidate Ratio Timing gzip_size time_interleaved time_ratio",
-    "use_cases": "resolve_use_case",
+    "use_cases": "known_use_cases resolve_use_case",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = sorted(_HOME)

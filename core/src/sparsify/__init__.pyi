@@ -13,6 +13,7 @@ from sparsify.errors import *  # noqa: F403
 from sparsify.evaluation import evaluate as evaluate
 from sparsify.experiment import Experiment as Experiment
 from sparsify.experiment import make_experiment as make_experiment
+from sparsify.formats import find_format as find_format
 from sparsify.formats import find_runtime as find_runtime
 from sparsify.formats import fit as fit
 from sparsify.formats import load_runtime as load_runtime
@@ -25,6 +26,7 @@ from sparsify.levels import parse_memory as parse_memory
 from sparsify.levels import target_sparsity as target_sparsity
 from sparsify.metrics import class_ids as class_ids
 from sparsify.metrics import class_scores as class_scores
+from sparsify.modifiers import check_recipe as check_recipe
 from sparsify.modifiers import resolve_modifiers as resolve_modifiers
 from sparsify.outcome import environment as environment
 from sparsify.pipeline import BATCH as BATCH
@@ -57,4 +59,5 @@ from sparsify.timing import Timing as Timing
 from sparsify.timing import gzip_size as gzip_size
 from sparsify.timing import time_interleaved as time_interleaved
 from sparsify.timing import time_ratio as time_ratio
+from sparsify.use_cases import known_use_cases as known_use_cases
 from sparsify.use_cases import resolve_use_case as resolve_use_case

@@ -34,9 +34,10 @@ def main(*words: str) -> None:
         for name in {"SIGINT", "SIGTERM", "SIGALRM"} & set(dir(signal)):  # `uv run` passes on what the terminal sent
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         from sparsify.errors import Stopped
+        from sparsify.talk import leads
 
-        if isinstance(end, Stopped):
-            raise
+        if isinstance(end, Stopped) or not leads():
+            sys.exit(130)
         sys.stderr.write("error: interrupted\nfix: run the same command again, with --resume if it made a run folder\n")
         sys.exit(130)
 

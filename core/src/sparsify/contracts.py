@@ -228,12 +228,13 @@ class RecipeGenerator:
     write(experiment, description) gives the recipe that was asked for. rescue(search, recipe) applies it where there is
     a budget, looks for one that meets the budget where it misses, and returns the best with its model; it stores each
     model that is the best so far, and appends what it tried to `search.rungs`. foresee(search, recipe) notes what of a
-    recipe cannot pay on the deciding runtime, and raises RequestError for a --target-speedup that is out of reach.
+    recipe cannot pay on the deciding runtime, raises RequestError for a --target-speedup that is out of reach, and
+    returns the recipe with what had to be measured on the model first.
     """
 
     write: Callable[[Experiment, Description], Recipe]
     rescue: Callable[[Search, Recipe], tuple[Recipe, Model]] | None = None
-    foresee: Callable[[Search, Recipe], None] | None = None
+    foresee: Callable[[Search, Recipe], Recipe] | None = None
 
 
 @dataclass(frozen=True)
@@ -260,10 +261,16 @@ class Trainer:
     RequestError. train(model, modifiers, training) runs a loop with these options objects attached, in order, and
     returns the trained model. Where the facts of the loaded one say `untrained`, it is trained without modifiers first:
     that is the baseline, and what the recipe begins with.
+
+    Where several processes were started (RANK), all this is asked of the first one alone; follow(experiment) is called
+    in each of the others, takes part in what the first one trains, writes nothing, and returns the exit code that the
+    first one tells by ended(code).
     """
 
     load: Callable[[Experiment], Model]
     train: Callable[[Model, Sequence[Any], Training], Model]
+    follow: Callable[[Experiment], int] = lambda experiment: 0
+    ended: Callable[[int], None] = lambda code: None
 
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]

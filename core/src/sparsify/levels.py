@@ -74,14 +74,14 @@ def parse_memory(value: str) -> int:
 
 
 def parse_structure(value: str) -> str:
-    """Read `--sparsity`: unstructured, N:M, or RxC (`block4` is 1x4); raises ValueError."""
+    """Read `--sparsity`: unstructured, structured, N:M, or RxC (`block4` is 1x4); raises ValueError."""
     text = str(value).strip().lower()
     text = "1x4" if text == "block4" else text
-    if text == "structured":
-        raise ValueError("structured pruning removes channels while training, which one-shot does not do")
     pattern = re.fullmatch(r"(\d+):(\d+)|(\d+)x(\d+)", text)
-    if text == "unstructured" or (pattern and all(int(n) > 0 for n in pattern.groups() if n)):
+    if text in ("unstructured", "structured") or (pattern and all(int(n) > 0 for n in pattern.groups() if n)):
         if pattern and pattern[1] and int(pattern[1]) >= int(pattern[2]):
             raise ValueError(f"'{value}' keeps every weight; give N:M with N below M, such as 2:4")
         return text
-    raise ValueError(f"'{value}' is no sparsity pattern; give unstructured, N:M such as 2:4, or RxC such as 1x4")
+    raise ValueError(
+        f"'{value}' is no sparsity pattern; give unstructured, structured, N:M such as 2:4, or RxC such as 1x4"
+    )

@@ -129,7 +129,7 @@ def _check(step: Step, plugins: Plugins) -> Finding:
         else:
             return _finding(step, offer.entry.phase, offer.entry.summary, options.model_dump())
     phases = (step.phase, known.phase if known else "")
-    if "training" in phases and not any(offer.entry.phase == "training" for offer in fitting):
+    if "training" in phases and not any(offer.entry.phase == "training" for offer in plugins.offers("modifiers")):
         why_not = "it works during training, and no installed plugin offers it (pip install sparsify-torch)"
     summary = fitting[0].entry.summary if fitting else ""
     return _finding(step, phases[0] or phases[1], summary, fields, why_not or "no installed plugin offers it")

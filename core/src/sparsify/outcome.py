@@ -61,6 +61,7 @@ def build_metrics(
     files = plan.model_format.files
     before = _side(files(plan.model_path), "baseline", {deciding: score}, measured, loaded)
     after = _side(files(artefact), "optimized", {deciding: new_score}, measured, loaded)
+    before["macs"], after["macs"] = (sum(one.macs for one in side.layers) for side in (loaded.description, description))
     return {
         "schema": 1,
         "kind": asked.kind,
@@ -81,6 +82,7 @@ def build_metrics(
         "unreadable": dict(loaded.splits.test.unreadable),
         "layers": _layers(loaded.description, description, measured.errors, model),
         "rungs": list(rungs),
+        "training": list(model.facts.get("history", ())),
         "excluded": [{"name": name, "reason": reason} for name, reason in model.facts.get("excluded", {}).items()],
         "coverage": model.facts.get("coverage"),
         "stages": list(stages),
@@ -183,15 +185,16 @@ def _layers(
             "name": layer.name,
             "op": layer.op,
             "shape": list(layer.shape),
-            "sparsity": round(current.sparsity, 6),
-            "precision": current.precision,
+            "shape_after": list(current.shape) if current else None,  # of a layer that was taken out
+            "sparsity": round(current.sparsity, 6) if current else None,
+            "precision": current.precision if current else None,
             **{key: errors.get(layer.name, {}).get(key) for key in LAYER_FIGURES},
             "ms": {side: errors.get(layer.name, {}).get(f"ms_{side}") for side in ("before", "after")},
             "macs": layer.macs,
             "kept_dense": layer.reason,
-            "kept_float": "" if current.precision == "int8" else str(why_float.get(layer.name, "")),
+            "kept_float": "" if not current or current.precision == "int8" else str(why_float.get(layer.name, "")),
         }
-        for layer, current in ((layer, now.get(layer.name, layer)) for layer in dense.layers)
+        for layer, current in ((layer, now.get(layer.name)) for layer in dense.layers)
     ]
 
 

@@ -20,7 +20,7 @@ from sparsify.experiment import Experiment
 from sparsify.formats import convert, find_runtime
 from sparsify.levels import parse_memory
 from sparsify.outcome import SLOWER, Measured, build_metrics, exit_code, near_chance
-from sparsify.plugins import Plugins, load_plugins
+from sparsify.plugins import Plugins, load_plugins, missing
 from sparsify.recipe import Recipe, dump_recipe
 from sparsify.remembering import OUTPUT_BYTES, Outputs
 from sparsify.resolve import Loaded, Plan, request_of, resolve
@@ -28,8 +28,9 @@ from sparsify.run_folder import RunFolder, file_hash, write_atomic, write_json, 
 from sparsify.search import Search, compress, evaluate_beside_baseline, foresee, remember_baseline, score
 from sparsify.splits import draw_splits
 from sparsify.stages import stage
-from sparsify.talk import Talk
+from sparsify.talk import Talk, leads
 from sparsify.timing import BLOCK_S, BLOCKS, Timing, time_ratio
+from sparsify.use_cases import resolve_use_case
 
 BATCH = 8  # large enough for BLAS, small enough that one batch of activations is a modest share of memory
 
@@ -52,8 +53,13 @@ class Result:
 def run(
     experiment: Experiment, plugins: Plugins | None = None, talk: Talk | None = None, *, resume: bool = False
 ) -> Result:
-    """Run an experiment to a verified artefact; raises SparsifyError. A missed budget is a result, not an error."""
+    """Run an experiment to a verified artefact; raises SparsifyError. A missed budget is a result, not an error.
+
+    Of several processes the first one runs it; the others take part in the training, and exit.
+    """
     plugins, talk = plugins or load_plugins(), talk or Talk()
+    if not leads():
+        raise SystemExit(follow(experiment, plugins))
     started, records = monotonic(), list[dict[str, Any]]()
     timed = partial(stage, plugins=plugins, talk=talk, records=records)
     with timed("resolve"):
@@ -69,7 +75,8 @@ def run(
         context = make_context(plan, loaded, talk)
         search = Search(plan, loaded, context, talk, partial(export, plan, loaded), started)
         with refusing(plan, talk, keep=not made):
-            foresee(search, recipe)
+            recipe = foresee(search, recipe)
+        record_recipe(plan, recipe)
         recipe, model = compress(search, recipe)
     with timed("export"):
         record_recipe(plan, recipe)
@@ -80,7 +87,16 @@ def run(
         metrics = build_metrics(plan, loaded, recipe, model, measured, records, talk.notes, search.rungs)
         write_report(plan.folder, metrics)
     observe(plugins, talk, plan.folder.path, metrics)
-    return Result(plan.folder.path, metrics["verdict"], exit_code(metrics["verdict"]), metrics)
+    code = exit_code(metrics["verdict"])
+    if plan.trainer:
+        plan.trainer.ended(code)
+    return Result(plan.folder.path, metrics["verdict"], code, metrics)
+
+
+def follow(experiment: Experiment, plugins: Plugins) -> int:
+    """Take part in the training that the first process leads; returns its exit code. One-shot is for that one alone."""
+    name = resolve_use_case(experiment.use_case, plugins, experiment.kind).name
+    return 0 if experiment.kind == "one-shot" else plugins.load("trainers", name).follow(experiment)
 
 
 def open_folder(plan: Plan, talk: Talk) -> bool:
@@ -91,6 +107,8 @@ def open_folder(plan: Plan, talk: Talk) -> bool:
         record(plan)
     talk.attach(plan.folder.path / "logs")
     talk.say(f"run folder: {plan.folder.path}")
+    for name in plan.experiment.runtime:
+        talk.note(f"runtime {name}: {find_runtime(name, plan.plugins).entry.summary}")
     return made
 
 
@@ -240,12 +258,15 @@ def verify(search: Search, model: Model, artefact: Path) -> Measured:
 
 
 def time_runtimes(search: Search, artefact: Path) -> Mapping[str, Mapping[str, Timing]]:
-    """Time baseline and artefact on every runtime asked for, all in turns."""
-    runtimes, timings = search.plan.experiment.runtime, dict[str, dict[str, Timing]]()
-    for blocks in (BLOCKS, 3 * BLOCKS):  # a busy machine can look like a slow model: look longer before saying so
-        timings = search.time(artefact, runtimes, blocks, BLOCK_S)
-        if time_ratio(timings[runtimes[0]]["optimized"], timings[runtimes[0]]["baseline"]).low <= SLOWER:
-            break
+    """Time baseline and artefact on the runtimes asked for and on all others that are installed, all in turns."""
+    asked = search.plan.experiment.runtime
+    others = {offer.entry.name for offer in search.plan.plugins.offers("runtimes") if not missing(offer.entry)}
+    others -= {name.partition(":")[0] for name in asked}
+    runtimes = [*asked, *(name for name in sorted(others) if search.runs(artefact, name))]
+    timings = search.time(artefact, runtimes, BLOCKS, BLOCK_S)
+    if time_ratio(timings[asked[0]]["optimized"], timings[asked[0]]["baseline"]).low > SLOWER:
+        # a busy machine can look like a slow model: look longer before saying so
+        timings |= search.time(artefact, asked, 3 * BLOCKS, BLOCK_S)
     return timings
 
 

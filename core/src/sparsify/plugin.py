@@ -8,11 +8,7 @@ from sparsify.hooks import Entry, hookimpl
 @hookimpl
 def commands() -> list[Entry]:
     """Offer the commands."""
-    return [
-        Entry("run", "sparsify.cli.run:app", "Make a model smaller and faster, and verify it"),
-        Entry("use-cases", "sparsify.cli.use_cases:app", "List use cases, their aliases and metrics"),
-        Entry("recipe", "sparsify.cli.recipe:app", "Show, check or write a recipe"),
-    ]
+    return [Entry("run", "sparsify.cli.run:app", "Make a model smaller and faster, and verify it")]
 
 
 @hookimpl

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 IDLE = {  # options that have no effect
     "one-shot": ("teacher", "train_kwargs", "train_samples"),
-    "training-aware": ("allocation", "calibration_samples", "time_budget", "target_speedup"),
+    "training-aware": ("time_budget", "max_memory"),
 }
 
 
@@ -91,6 +91,9 @@ def resolve(experiment: Experiment, plugins: Plugins, *, resume: bool = False) -
     if experiment.kind == "sparse-transfer":
         raise RequestError("sparse-transfer does not exist yet in this version", fix="use `sparsify run one-shot`")
     refuse_idle_options(experiment)
+    if experiment.kind == "one-shot" and experiment.sparsity == "structured":
+        problem = "--sparsity: structured pruning removes channels while training, which one-shot does not do"
+        raise RequestError(problem, fix="use `sparsify run training-aware`, or another --sparsity")
     choice = resolve_use_case(experiment.use_case, plugins, experiment.kind)
     use_case: UseCase = load_target(choice.offer)
     named = experiment.kind != "one-shot" or experiment.weights  # a model that the use case's trainer makes

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from sparsify.applying import apply, digest
-from sparsify.contracts import Context, Model, Progress, RecipeGenerator, Session, silent
+from sparsify.contracts import Arrays, Context, Model, Progress, RecipeGenerator, Session, silent
 from sparsify.data import Dataset
+from sparsify.errors import MissingLibraryError
 from sparsify.evaluation import Pair, evaluate_pair
 from sparsify.formats import convert, fit, load_runtime
 from sparsify.intervals import Z
@@ -25,6 +25,7 @@ from sparsify.resolve import Loaded, Plan
 from sparsify.talk import Talk
 from sparsify.timing import Candidate, Timing, gzip_size, time_interleaved
 
+SIDES = ("baseline", "optimized")
 QUICK_BLOCKS, QUICK_S = 3, 0.1  # of timing: enough to see what leaving a layer in float costs
 
 
@@ -63,23 +64,41 @@ class Search:
         self, path: Path, runtimes: Sequence[str], blocks: int = QUICK_BLOCKS, seconds: float = QUICK_S
     ) -> dict[str, dict[str, Timing]]:
         """Time a file, as `optimized`, and the `baseline` by runtime, all in turns, at batch 1 or the model's own."""
-        threads, plugins, state = self.plan.experiment.threads, self.plan.plugins, self.plan.folder.state
-        batch = self.loaded.batch_size if self.loaded.fixed_batch else 1
-        inputs = next(iter(self.loaded.splits.test.batches(batch, pad=True))).inputs
-        paths, candidates = {"baseline": self.plan.model_path, "optimized": path}, []
-        for runtime, side in product(runtimes, paths):
-            opener, fitted = load_runtime(runtime, plugins), fit(paths[side], runtime, plugins, state)
-            candidates.append(Candidate(f"{runtime} {side}", partial(opener, fitted, threads)))
+        batch, inputs = self._batch()
+        candidates = [candidate for runtime in runtimes for candidate in self._candidates(path, runtime)]
         timings = time_interleaved(
             candidates,
             inputs,
             batch=batch,
-            threads=threads,
+            threads=self.plan.experiment.threads,
             blocks=blocks,
             min_seconds=seconds,
             progress=self.talk.progress,
         )
-        return {runtime: {side: timings[f"{runtime} {side}"] for side in paths} for runtime in runtimes}
+        return {runtime: {side: timings[f"{runtime} {side}"] for side in SIDES} for runtime in runtimes}
+
+    def runs(self, path: Path, runtime: str) -> bool:
+        """Say whether a runtime that nobody asked for runs a file and the model as it came; notes why it does not."""
+        try:
+            for candidate in self._candidates(path, runtime):
+                with closing(candidate.open()) as session:
+                    session.run(self._batch()[1])
+        except MissingLibraryError:
+            return False
+        except Exception as error:  # noqa: BLE001 - the run has its result without it
+            self.talk.note(f"{runtime} is installed, and not timed: {error}")
+            return False
+        return True
+
+    def _batch(self) -> tuple[int, Arrays]:
+        batch = self.loaded.batch_size if self.loaded.fixed_batch else 1
+        return batch, next(iter(self.loaded.splits.test.batches(batch, pad=True))).inputs
+
+    def _candidates(self, path: Path, runtime: str) -> Iterator[Candidate]:
+        plan, opener = self.plan, load_runtime(runtime, self.plan.plugins)
+        for side, file in zip(SIDES, (plan.model_path, path), strict=True):
+            fitted = fit(file, runtime, plan.plugins, plan.folder.state)
+            yield Candidate(f"{runtime} {side}", partial(opener, fitted, plan.experiment.threads))
 
     def measure(self, recipe: Recipe, model: Model) -> dict[str, float]:
         """Measure a recipe's model beside the original on the selection samples.
@@ -114,11 +133,13 @@ class Search:
         return {figure: np.array(value) for figure, value in figures.items()}
 
 
-def foresee(search: Search, recipe: Recipe) -> None:
-    """Let a recipe's generator say what cannot pay; raises RequestError for what cannot be reached."""
+def foresee(search: Search, recipe: Recipe) -> Recipe:
+    """Let a recipe's generator say what cannot pay, and measure what the recipe needs to know of the model.
+
+    Raises RequestError for what cannot be reached.
+    """
     generator: RecipeGenerator = search.plan.plugins.load("recipe_generators", search.plan.experiment.kind)
-    if generator.foresee:
-        generator.foresee(search, recipe)
+    return generator.foresee(search, recipe) if generator.foresee else recipe
 
 
 def compress(search: Search, recipe: Recipe) -> tuple[Recipe, Model]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,11 @@ from typing import Any
 
 PATIENCE_S = 2.0  # a step shorter than this shows no progress
 PLAIN_EVERY_S = 10.0
+
+
+def leads() -> bool:
+    """Say whether this process speaks: of those that torchrun has started together, only the first one does."""
+    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 class Talk:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -14,6 +15,7 @@ from typer.exceptions import TyperException
 
 from sparsify.errors import ExitCode, RequestError, SparsifyError
 from sparsify.plugins import Plugins, load_plugins, load_target
+from sparsify.talk import leads
 
 
 class CommandGroup(TyperGroup):
@@ -95,7 +97,10 @@ def _fail(lines: str, code: ExitCode, debug: bool) -> NoReturn:
         import traceback
 
         traceback.print_exc()
-    typer.echo(lines, err=True)
+    if leads():
+        typer.echo(lines, err=True)
+    else:
+        time.sleep(10)  # the first process says it, and a launcher would end that one together with this
     sys.exit(code)
 
 

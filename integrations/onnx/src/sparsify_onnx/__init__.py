@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sparsify_onnx.graph import channel_axis as channel_axis
     from sparsify_onnx.graph import from_matrix as from_matrix
     from sparsify_onnx.graph import to_matrix as to_matrix
+    from sparsify_onnx.graph import weight_layers as weight_layers
     from sparsify_onnx.histogram import Histogram as Histogram
     from sparsify_onnx.histogram import count as count
     from sparsify_onnx.histogram import merge as merge
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
     from sparsify_onnx.ranges import choose_range as choose_range
     from sparsify_onnx.runtime import open_session as open_session
     from sparsify_onnx.sessions import open_model as open_model
+    from sparsify_onnx.spreading import layer_shares as layer_shares
     from sparsify_onnx.storage import write_atomic as write_atomic
     from sparsify_onnx.trained import prepare_int8 as prepare_int8
     from sparsify_onnx.trained import write_int8 as write_int8
 
 _PUBLIC = {
-    "graph": "WeightLayer channel_axis from_matrix to_matrix",
+    "graph": "WeightLayer channel_axis from_matrix to_matrix weight_layers",
     "histogram": "Histogram count merge",
     "loader": "load",
     "model_format": "FORMAT",
@@ -37,6 +39,7 @@ _PUBLIC = {
     "ranges": "Grid choose_range",
     "runtime": "open_session",
     "sessions": "open_model",
+    "spreading": "layer_shares",
     "storage": "write_atomic",
     "trained": "prepare_int8 write_int8",
 }

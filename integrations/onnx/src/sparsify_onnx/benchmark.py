@@ -26,6 +26,7 @@ from sparsify import (
     Session,
     Talk,
     environment,
+    find_runtime,
     fit,
     load_plugins,
     load_runtime,
@@ -69,7 +70,10 @@ def benchmark(
     plugins, talk = load_plugins(), Talk(quiet=as_json)
     shapes = dict(parse_shape(text) for text in input_shape or ())
     with TemporaryDirectory(prefix="sparsify-") as folder, pinned(threads if pin else None) as cores:
-        found = list(contenders(models, named_runtimes(runtime, plugins), plugins, Path(folder)))
+        names = named_runtimes(runtime, plugins)
+        for name in names:
+            talk.note(f"runtime {name}: {find_runtime(name, plugins).entry.summary}")
+        found = list(contenders(models, names, plugins, Path(folder)))
         batches = batch_size or [natural_batch(found, shapes)]
         drawn = {batch: [random_inputs(one, shapes, batch) for one in found] for batch in batches}  # before any runs
         timed = partial(measure, found, threads=threads or cores, seconds=seconds, talk=talk)

@@ -24,8 +24,9 @@ INPUT_SUFFIX = "_QuantizeLinear_Input"  # what ONNX Runtime's quantizer appends 
 def compare(reference: Model, candidate: Model, dataset: Dataset, batch_size: int) -> dict[str, float]:
     """Return each weighted layer's signal-to-noise ratio in dB, 10·log10(Σy² / Σ(y−ŷ)²), over all samples.
 
-    Layers that the candidate no longer has are left out. Where the quantizer merged an activation into the layer,
-    the activation's output is compared. Both models run unoptimised, so that every output exists; memory is one batch.
+    Layers that the candidate no longer has, or has with other channels, are left out. Where the quantizer merged an
+    activation into the layer, the activation's output is compared. Both models run unoptimised, so that every output
+    exists; memory is one batch.
     Raises StageError for NaN or infinite outputs, naming the layer.
     """
     pairs = matching_outputs(reference.value, candidate.value)
@@ -36,6 +37,7 @@ def compare(reference: Model, candidate: Model, dataset: Dataset, batch_size: in
         for model, names in ((reference, [a for a, _ in pairs.values()]), (candidate, [b for _, b in pairs.values()]))
     ]
     signal, noise = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0)
+    narrower: set[str] = set()
     fixed = fixed_batch(reference.value)
     size = fixed or _bounded(batch_size, [a for a, _ in pairs.values()], reference.facts.get("shapes", {}))
     for batch in dataset.batches(size, pad=fixed > 0):
@@ -46,9 +48,12 @@ def compare(reference: Model, candidate: Model, dataset: Dataset, batch_size: in
             wanted = _samples(before, len(batch.keys), rows)
             found = _undo_equalization(_samples(after, len(batch.keys), rows), candidate.facts, name)
             _check(name, wanted, found)
+            if wanted.shape != found.shape:
+                narrower.add(name)
+                continue
             signal[name] += _energy(wanted)
             noise[name] += _energy(wanted - found)
-    return {name: _decibel(signal[name], noise[name]) for name in pairs}
+    return {name: _decibel(signal[name], noise[name]) for name in pairs if name not in narrower}
 
 
 def _undo_equalization(array: NDArray[Any], facts: Mapping[str, Any], layer: str) -> NDArray[Any]:

@@ -18,7 +18,7 @@ QUICKER = {
 ROUGH = {"feedback": False, "bias_correction": False, "equalize": False, "ranges": "minmax"}
 
 
-def foresee(search: Search, recipe: Recipe) -> None:
+def foresee(search: Search, recipe: Recipe) -> Recipe:
     """Note zeros that bring no speed; raises RequestError for a --target-speedup that the recipe cannot reach."""
     asked = search.plan.experiment
     runtime, target = asked.runtime[0], asked.target_speedup
@@ -28,7 +28,7 @@ def foresee(search: Search, recipe: Recipe) -> None:
             "smaller, not the model faster; what is faster there is INT8"
         )
     if target is None:
-        return
+        return recipe
     if not recipe.steps:
         raise RequestError("--target-speedup has no effect at --optim-level 0", fix="give a level above 0")
     rough = rehearse(search, recipe)
@@ -36,6 +36,7 @@ def foresee(search: Search, recipe: Recipe) -> None:
     if reached.low > 1 / target:
         raise _out_of_reach(search, rough, target, reached)
     search.talk.note(f"rehearsed: {1 / reached.value:.2f} × as fast as float on {runtime}, {target:g} asked for")
+    return recipe
 
 
 def _out_of_reach(search: Search, rough: Path, target: float, reached: Ratio) -> RequestError:

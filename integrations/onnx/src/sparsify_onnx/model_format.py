@@ -12,6 +12,7 @@ from sparsify import Context, Dataset, Model, ModelFormat, Score
 from sparsify_onnx.alone import each_alone, measure_alone
 from sparsify_onnx.compare import compare
 from sparsify_onnx.describe import describe
+from sparsify_onnx.graph import weight_layers
 from sparsify_onnx.layer_times import layer_times
 from sparsify_onnx.loader import common_ir, load, read
 from sparsify_onnx.memory import fit
@@ -38,9 +39,10 @@ def examine(
         return found
     for name, figures in measure_alone(reference, candidate, dataset, batch_size).items():
         found[name] = {**found.get(name, {}), **figures}
+    names = [layer.name for layer in weight_layers(reference.value)]
     for key, model in (("ms_before", reference), ("ms_after", candidate)):
-        for name, took in layer_times(model.value, list(found), Context(dataset, batch_size=batch_size)).items():
-            found[name][key] = took
+        for name, took in layer_times(model.value, names, Context(dataset, batch_size=batch_size)).items():
+            found.setdefault(name, {})[key] = took
     for name, lost in losses_alone(reference, candidate, found, score).items():
         found[name] |= lost
     return found

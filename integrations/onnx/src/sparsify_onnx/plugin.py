@@ -97,5 +97,6 @@ def commands() -> Iterable[Entry]:
         ),
         Entry("eval", "sparsify_onnx.evaluate:app", "Measure a deployment folder on a dataset"),
         Entry("explain", "sparsify_onnx.explain:app", "Say which layers cost accuracy or time, and why"),
+        Entry("recipe", "sparsify_onnx.recipe_command:app", "Show, check or write a recipe"),
         Entry("reproduce", "sparsify_onnx.reproduce:app", "Run a recorded experiment again and compare"),
     )

@@ -6,6 +6,14 @@ from sparsify_torch.loop import Part as Part
 from sparsify_torch.loop import TrainingModifier as TrainingModifier
 from sparsify_torch.manager import ScheduledModifierManager as ScheduledModifierManager
 from sparsify_torch.mixing import thin_to_speed as thin_to_speed
+from sparsify_torch.ranks import agreed as agreed
+from sparsify_torch.ranks import failing_as_one as failing_as_one
+from sparsify_torch.ranks import gathered as gathered
+from sparsify_torch.ranks import heed_signals_while_waiting as heed_signals_while_waiting
+from sparsify_torch.ranks import meet as meet
+from sparsify_torch.ranks import part as part
+from sparsify_torch.ranks import share as share
+from sparsify_torch.ranks import wait_for_the_end as wait_for_the_end
 from sparsify_torch.removal import apply_structure as apply_structure
 from sparsify_torch.removal import remap_optimizer as remap_optimizer
 from sparsify_torch.stepping import RecipeOptimizer as RecipeOptimizer

@@ -35,15 +35,20 @@ def steps(group: Group, coupling: Coupling, worth: Worth, multiple: int) -> list
 
     At least one block stays. The first removal may be smaller, where the width is no multiple yet.
     """
-    together = max(multiple // math.gcd(multiple, group.share[axis]) for axis in group.makers)
+    block = together(group, multiple)
     count = len(group.units)
     order = sorted(group.units, key=lambda unit: (worth.shares[unit], unit))
     found, start = [], 0
-    size = count % together or together
-    while count - start - size >= together:
+    size = count % block or block
+    while count - start - size >= block:
         found.append(tuple(order[start : start + size]))
-        start, size = start + size, together
+        start, size = start + size, block
     return found
+
+
+def together(group: Group, multiple: int) -> int:
+    """Return how many of a group's units go at once, for widths to stay multiples."""
+    return max(multiple // math.gcd(multiple, group.share[axis]) for axis in group.makers)
 
 
 def choose(

@@ -13,7 +13,9 @@ from sparsify import RequestError
 from sparsify_torch.loop import Part
 from sparsify_torch.schedule import NEAR, Turn
 
-RANGE = "EpochRangeModifier"
+RANGE, QUANTIZATION = "EpochRangeModifier", "QuantizationModifier"
+# what takes channels and layers out, which must be over before quantization looks where it rounds
+STRUCTURAL = ("StructuredPruningModifier", "LayerPruningModifier", "LayerThinningModifier")
 
 
 def check_epochs(modifiers: Sequence[tuple[str, Any]]) -> None:
@@ -22,6 +24,7 @@ def check_epochs(modifiers: Sequence[tuple[str, Any]]) -> None:
         if 0 <= one.end_epoch < one.start_epoch:
             problem = f"{name}: start_epoch {one.start_epoch:g} is after end_epoch {one.end_epoch:g}"
             raise RequestError(problem, fix="raise end_epoch, or lower start_epoch")
+    _check_structure_first(modifiers)
     ranges = [one for name, one in modifiers if name == RANGE]
     if not ranges:
         return
@@ -36,6 +39,16 @@ def check_epochs(modifiers: Sequence[tuple[str, Any]]) -> None:
             field, epoch = wrong[0]
             problem = f"{name}, field '{field}': epoch {epoch:g} is outside {RANGE}'s {first:g} to {last:g}"
             raise RequestError(problem, fix=f"change {field}, or the epochs of {RANGE}")
+
+
+def _check_structure_first(modifiers: Sequence[tuple[str, Any]]) -> None:
+    """Raise RequestError where channels or layers would go after QuantizationModifier has begun."""
+    begun = min((max(one.start_epoch, 0.0) for name, one in modifiers if name == QUANTIZATION), default=math.inf)
+    for name, one in modifiers:
+        last = max(one.start_epoch, one.end_epoch, *(getattr(one, "update_epochs", None) or ()))
+        if name in STRUCTURAL and last > begun + NEAR:
+            problem = f"{name} still changes the module at epoch {last:g}, and {QUANTIZATION} begins at {begun:g}"
+            raise RequestError(problem, fix=f"let {name} end by then: quantization keeps to the places it found")
 
 
 def check_claims(turns: Sequence[Turn]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 import torch
 from sparsify import Model, RequestError
-from sparsify_onnx import load, write_atomic
+from sparsify_onnx import load, weight_layers, write_atomic
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -78,7 +78,18 @@ def export_float(module: nn.Module, inputs: Inputs, form: Form = PLAIN) -> Model
         path = Path(folder) / "model.onnx"
         write_atomic(proto, path)
         model = load(path)
+    name_layers(model.value)
     return Model("onnx", model.value, {key: value for key, value in model.facts.items() if key != "path"})
+
+
+def name_layers(value: onnx.ModelProto) -> None:
+    """Name each weighted node after its layer, in place: the exporter's numbers are others where a layer is gone."""
+    taken = {node.name for node in value.graph.node}
+    for layer in weight_layers(value):
+        name = layer.weight.removesuffix(".weight")
+        if name != layer.weight and name not in taken:
+            next(node for node in value.graph.node if node.name == layer.name).name = name
+            taken.add(name)
 
 
 def _export(module: nn.Module, inputs: Inputs, form: Form) -> onnx.ModelProto:

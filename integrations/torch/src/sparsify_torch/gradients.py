@@ -36,7 +36,7 @@ def sample_gradients(
     """Yield the gradients of `count` batches; the module is in evaluation mode, so that no statistics move."""
     sampler = loop.grad_sampler or {}
     with evaluating(loop.module):
-        for arguments, named, target in _batches(sampler["data_loader_builder"], keywords, count, modifier):
+        for arguments, named, target in sample_batches(sampler["data_loader_builder"], keywords, count, modifier):
             with torch.enable_grad():
                 loss = sampler["loss_function"](loop.module(*arguments, **named), target)
                 found = torch.autograd.grad(loss, [one for one in parameters if one.requires_grad], allow_unused=True)
@@ -45,9 +45,10 @@ def sample_gradients(
             yield [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
 
 
-def _batches(
+def sample_batches(
     build: Callable[..., Iterable[Any]], keywords: Mapping[str, Any], count: int, modifier: str
 ) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any], Any]]:
+    """Yield positional inputs, named inputs and targets of `count` batches, from the start again where they end."""
     given = 0
     while given < count:
         before = given

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,11 @@ PASSING = frozenset({"dropout", "contiguous", "clone", "alias", "detach"})
 
 
 class Shortcut(nn.Module):
-    """Run what is left of a block: its children on the shortcut in turn, or nothing."""
+    """Run what is left of a block: its children on the shortcut in turn, or nothing. gone: names of what it had."""
 
-    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+    def __init__(self, parts: Mapping[str, nn.Module], gone: Iterable[str] = ()) -> None:
         super().__init__()
+        self.gone = tuple(gone)
         for name, part in parts.items():
             self.add_module(name, part)
 
@@ -159,10 +160,11 @@ def replace_block(module: nn.Module, block: Mapping[str, Any]) -> list[Tensor]:
     if block.get("activation"):
         parts["activation"] = ACTIVATIONS[block["activation"]]()
     parent, _, name = path.rpartition(".")
-    before = list(part.parameters())
-    setattr(module.get_submodule(parent), name, Shortcut(parts).train(part.training))
+    before = dict(part.named_parameters())
+    shortcut = Shortcut(parts, before).train(part.training)
+    setattr(module.get_submodule(parent), name, shortcut)
     left = {id(parameter) for parameter in module.parameters()}
-    return [parameter for parameter in before if id(parameter) not in left]
+    return [parameter for parameter in before.values() if id(parameter) not in left]
 
 
 @torch.no_grad()

@@ -22,8 +22,9 @@ where −1), and `end` after a last `update` when epoch ≥ end_epoch ≥ 0. Par
 When: before the optimizer's step, while gradients are at hand. A part with `between_steps = True` acts after the step
 instead, and when it is attached: those that change what the next forward pass computes, such as modules, observers,
 which parameters train. One that replaces parameters calls `loop.swap(old, new, carry)` for each: the optimizer's
-groups and state follow, and so do the masks and the state of all other parts. New parameters go into the optimizer by
-`add_param_group`. Options whose modifier changes the structure also have
+groups and state follow, and so do the masks and the state of all other parts. One that takes channels or layers out
+calls `restructuring.restructure(loop, step)`, which does that and keeps the step for checkpoints. New parameters go
+into the optimizer by `add_param_group`. Options whose modifier adds to the module by rules of its own also have
 `apply_structure(module, epoch, example_inputs)`, which does it to a fresh module before a checkpoint is loaded;
 `attach` then finds a module that is changed already.
 """
@@ -59,7 +60,7 @@ class Loop:
 
     module: without DistributedDataParallel and torch.compile around it. epoch: that of the step at hand, in fractions.
     teacher: a module, "self", "disable" or None. grad_sampler: see `gradients.py`. log(tag, value, epoch): writes to
-    all loggers.
+    all loggers. structure: the steps of `apply_structure` that the module has been through since it was made.
     """
 
     module: nn.Module
@@ -67,6 +68,8 @@ class Loop:
     steps_per_epoch: int
     teacher: nn.Module | str | None = None
     grad_sampler: Mapping[str, Any] | None = None
+    example_inputs: Any = None
+    structure: list[dict[str, Any]] = field(default_factory=list)
     log: Log = lambda tag, value, epoch: None
     epoch: float = 0.0
     masks: Masks = field(default_factory=Masks)
@@ -88,10 +91,12 @@ class Loop:
             group["params"] = [one for one in found if one is not None]
         state = self.optimizer.state.pop(old, None)
         if state is not None and new is not None:
-            self.optimizer.state[new] = {
-                name: carry(value) if isinstance(value, Tensor) and value.shape == old.shape else value
-                for name, value in state.items()
-            }
+            tensors = [value for value in state.values() if isinstance(value, Tensor) and value.ndim]
+            if all(value.shape == old.shape for value in tensors):  # factored moments begin anew
+                self.optimizer.state[new] = {
+                    name: carry(value) if isinstance(value, Tensor) and value.ndim else value
+                    for name, value in state.items()
+                }
         self.masks.swap(old, new, carry)
         for part in self.parts:
             part.swapped(old, new, carry)

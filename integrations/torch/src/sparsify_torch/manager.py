@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from sparsify import Recipe, RequestError, Step, dump_recipe, load_plugins, load
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsify_torch.conflicts import check_claims, check_epochs
+from sparsify_torch.conflicts import STRUCTURAL, check_claims, check_epochs
 from sparsify_torch.loop import Loop, log_to
-from sparsify_torch.running import Run
+from sparsify_torch.removal import apply_structure
+from sparsify_torch.running import Run, check_wrapped
 from sparsify_torch.schedule import NEAR, Turn
 from sparsify_torch.stepping import RecipeOptimizer, RecipeScaler
 from sparsify_torch.weights import bare
@@ -89,6 +90,16 @@ class ScheduledModifierManager:
         """Return by parameter name which weights stay (True), as far as they are held now."""
         return self._running.loop.masks.by_name()
 
+    @property
+    def structure(self) -> list[dict[str, Any]]:
+        """Return what was taken out so far, as the steps of `sparsify_torch.apply_structure`."""
+        return list(self._running.loop.structure)
+
+    @property
+    def runner(self) -> nn.Module:
+        """Return the module to call in training: that given to `modify`, or what `rewrap` made of it since."""
+        return self._running.runner
+
     def iter_modifiers(self) -> Iterator[Any]:
         """Yield the options in the order in which they act."""
         yield from self.modifiers
@@ -107,25 +118,31 @@ class ScheduledModifierManager:
         wrap_optim: Any = None,
         distillation_teacher: nn.Module | str | None = None,
         grad_sampler: Mapping[str, Any] | None = None,
+        example_inputs: Any = None,
+        rewrap: Callable[[nn.Module], nn.Module] | None = None,
         loggers: Sequence[Any] = (),
     ) -> Any:
         """Return what stands in for the optimizer, or with `wrap_optim=scaler` for the AMP scaler.
 
         steps_per_epoch: optimizer steps, after gradient accumulation. epoch: where training begins.
-        distillation_teacher: a module, "self" or "disable". grad_sampler: see `gradients.py`. loggers: callables (tag,
-        value, epoch), or objects with `add_scalar` or `log_scalar` (tag, value, step). Raises RequestError for what the
-        recipe names and the model lacks, and for modifiers that set the same thing at once; module and optimizer are as
-        before then.
+        distillation_teacher: a module, "self" or "disable". grad_sampler: see `gradients.py`. example_inputs: as the
+        module takes them; what takes channels or layers out needs them. rewrap: makes DistributedDataParallel of the
+        bare module anew where its parameters were replaced; `runner` is what it made. loggers: callables (tag, value,
+        epoch), or objects with `add_scalar` or `log_scalar` (tag, value, step). Raises RequestError for what the recipe
+        names and the model lacks, and for modifiers that set the same thing at once; module and optimizer are as before
+        then.
         """
         if steps_per_epoch < 1:
             fix = "give how many optimizer steps an epoch has, such as len(loader)"
             raise RequestError(f"steps_per_epoch is {steps_per_epoch}", fix=fix)
         loop = Loop(bare(module), optimizer, steps_per_epoch, distillation_teacher, grad_sampler, epoch=epoch)
-        loop.log = log_to(loggers, steps_per_epoch)
+        loop.log, loop.example_inputs = log_to(loggers, steps_per_epoch), example_inputs
+        loop.structure = list((self._pending or {}).get("structure", ()))
+        check_wrapped(module, [step.name for step in self.steps if step.name in STRUCTURAL], rewrap)
         turns = self._attach(loop)
         if self._run is not None:
             self._run.hook.remove()
-        self._run = Run(loop, turns, module)
+        self._run = Run(loop, turns, module, rewrap)
         if self._pending is not None:
             self._run.load_state_dict(self._pending)
             self._pending = None
@@ -136,8 +153,10 @@ class ScheduledModifierManager:
     def apply_structure(self, module: nn.Module, epoch: float = math.inf, example_inputs: Any = None) -> None:
         """Give a fresh module the structure that it has at an epoch, so that a checkpoint from then can be loaded.
 
-        example_inputs: as the module takes them; QuantizationModifier needs them.
+        Call `load_state_dict` before: what was taken out stands in the checkpoint. example_inputs: as the module takes
+        them; QuantizationModifier needs them.
         """
+        apply_structure(bare(module), list((self._pending or {}).get("structure", ())))
         for options in self.modifiers:
             restructure = getattr(options, "apply_structure", None)
             if restructure is not None and options.start_epoch <= epoch:

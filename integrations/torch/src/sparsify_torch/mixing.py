@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
-from sparsify import RequestError
+from sparsify import Checkpoint, RequestError
 from torch import nn
 
-from sparsify_torch.channels import Cost
+from sparsify_torch.channels import Cost, macs
 from sparsify_torch.coupling import couple
 from sparsify_torch.importance import Data, Loss, Score
 from sparsify_torch.layers import Block, drift, find_blocks
-from sparsify_torch.removal import apply_step
+from sparsify_torch.removal import Structure, apply_step
 from sparsify_torch.speed import measured_cost, speedups
 from sparsify_torch.thinning import Thinned, cost_of, thin
 from sparsify_torch.tracing import evaluating
 
+Measure = Callable[[nn.Module], float]
 ROUNDS = 3  # of asking for more where the model is slower than the sum of its operators
 
 
@@ -48,25 +53,32 @@ def thin_to_speed(
     loss: Loss | None = None,
     threads: int = 1,
     most_blocks: int = 8,
+    measure: Measure | None = None,
+    already: float = 1.0,
+    kept: Checkpoint | None = None,
 ) -> Mixed:
-    """Take out blocks and channels in place until ONNX Runtime runs the module `speedup` times as fast.
+    """Take out blocks and channels in place until it runs `speedup` times as fast as the module given.
 
     Blocks are ranked by time saved per change of the outputs; with 0, 1, 2 … of them gone, channels make up the rest,
     and the mix whose outputs change least on `data` (batch norms set anew on it), else on the example inputs, is kept.
-    Raises RequestError where no mix reaches it.
+    measure: says how many times as fast a thinner module is, by default in ONNX Runtime in float; already: what it says
+    of the module given. kept: keeps what was measured, so that the same mix is chosen again. Raises RequestError where
+    no mix reaches it.
     """
-    if speedup <= 1:
-        raise RequestError(f"speedup {speedup} asks for nothing", fix="give a speedup above 1, e.g. 1.6")
-    cost = measured_cost(threads)
+    if speedup <= already:
+        problem = f"speedup {speedup:g} asks for nothing: {already:.2f} x is there already"
+        raise RequestError(problem, fix=f"give a speedup above {already:.2f}, e.g. {already * 1.6:.1f}")
+    cost = measured_cost(threads, kept=kept)
     ranked = rank_blocks(module, example_inputs, cost)[:most_blocks]
     options: dict[str, Any] = {"score": score, "multiple": multiple, "ignore": ignore, "data": data, "loss": loss}
-    asked, best = speedup, 0.0
+    measured = _keeping(measure or partial(_in_float, module, example_inputs, threads), kept)
+    asked, best = speedup / already, 0.0
     for _ in range(ROUNDS):
         tried = list(_mixes(module, example_inputs, ranked, 1 / asked, cost, options))
         if not tried:
             break
-        _, blocks, thinner, _ = min(tried, key=lambda one: one[0])
-        got = speedups({"dense": module, "thin": thinner}, example_inputs, threads=threads)["thin"].value
+        _, blocks, thinner, planned = min(tried, key=lambda one: one[0])
+        got = measured(thinner, planned.structure)
         best = max(best, got)
         if got >= speedup:
             report = thin(module, example_inputs, target=1 / asked, blocks=blocks, cost=cost, **options)
@@ -77,6 +89,51 @@ def thin_to_speed(
         f"{speedup:.2f} x as fast cannot be reached: {reached}",
         fix="ask for less, pass a smaller multiple, or ignore fewer layers",
     )
+
+
+def thin_to_share(
+    module: nn.Module,
+    example_inputs: tuple[Any, ...],
+    *,
+    target: float,
+    score: Score = "l2",
+    multiple: int = 16,
+    data: Data | None = None,
+    most_blocks: int = 8,
+) -> Thinned:
+    """Take out blocks and channels in place until at most `target` (0-1) of the MACs are left.
+
+    As in `thin_to_speed`, the mix is kept whose outputs change least; nothing is timed. Raises RequestError where no
+    mix reaches it.
+    """
+    ranked = rank_blocks(module, example_inputs, macs)[:most_blocks]
+    options: dict[str, Any] = {"score": score, "multiple": multiple, "data": data}
+    tried = list(_mixes(module, example_inputs, ranked, target, macs, options))
+    if not tried:
+        problem = f"no mix of blocks and channels in multiples of {multiple} leaves {target:.0%} of the MACs or less"
+        raise RequestError(problem, fix="ask for less, or pass a smaller multiple")
+    _, blocks, _, _ = min(tried, key=lambda one: one[0])
+    return thin(module, example_inputs, target=target, blocks=blocks, **options)
+
+
+def _in_float(module: nn.Module, inputs: tuple[Any, ...], threads: int, thinner: nn.Module) -> float:
+    return speedups({"dense": module, "thin": thinner}, inputs, threads=threads)["thin"].value
+
+
+def _keeping(measure: Measure, kept: Checkpoint | None) -> Callable[[nn.Module, Structure], float]:
+    """Measure each structure once."""
+
+    def measured(thinner: nn.Module, structure: Structure) -> float:
+        said = json.dumps(structure, sort_keys=True)
+        name = f"speedup-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
+        held = kept.load(name) if kept else None
+        if held is None:
+            held = {"speedup": np.array(measure(thinner))}
+            if kept:
+                kept.save(name, held)
+        return float(held["speedup"])
+
+    return measured
 
 
 def _mixes(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import torch
+import torch.distributed as dist
 from sparsify_onnx import Histogram, choose_range, count, merge
 from torch import Tensor
 
@@ -29,11 +30,15 @@ def widest(seen: Sequence[Ranges]) -> Ranges:
 def follow(low: Tensor, high: Tensor, seen: Mapping[int, Sequence[Ranges]], *, first: bool) -> None:
     """Move ranges towards those of one step, in place; the first step's are taken as they are.
 
-    The moving average is that of Jacob et al. (2018, §3.1). A grid that the step did not reach stays.
+    The moving average is that of Jacob et al. (2018, §3.1). A grid that the step did not reach stays. Of several
+    processes all take the widest range that any has seen, so that their grids stay the same.
     """
     places = torch.tensor(list(seen), device=low.device)
     pairs = [widest(ranges) for ranges in seen.values()]
-    lows, highs = torch.stack([pair[0] for pair in pairs]), torch.stack([pair[1] for pair in pairs])
+    ends = torch.stack([torch.stack([-lowest, highest]) for lowest, highest in pairs])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+    lows, highs = -ends[:, 0], ends[:, 1]
     share = 1.0 if first else MOMENTUM
     low.index_copy_(0, places, low[places] + share * (lows - low[places]))
     high.index_copy_(0, places, high[places] + share * (highs - high[places]))

@@ -67,6 +67,29 @@ PRUNING = (
         phase="training",
     ),
 )
+STRUCTURE = (
+    Entry(
+        "StructuredPruningModifier",
+        "sparsify_torch.structured_pruning:StructuredPruningModifier",
+        "take whole filters or channels out gradually (Fang et al. 2023)",
+        *BOTH,
+        phase="training",
+    ),
+    Entry(
+        "LayerThinningModifier",
+        "sparsify_torch.layer_thinning:LayerThinningModifier",
+        "take out the filters and channels that are zero",
+        *BOTH,
+        phase="training",
+    ),
+    Entry(
+        "LayerPruningModifier",
+        "sparsify_torch.layer_pruning:LayerPruningModifier",
+        "replace layers and residual blocks by what goes around them",
+        *BOTH,
+        phase="training",
+    ),
+)
 LOOP = (
     Entry(
         "EpochRangeModifier",
@@ -159,7 +182,7 @@ TEACHING = (
 
 @hookimpl
 def modifiers() -> Iterable[Entry]:
-    return (*LOOP, *PRUNING, *TEACHING)
+    return (*LOOP, *PRUNING, *STRUCTURE, *TEACHING)
 
 
 @hookimpl

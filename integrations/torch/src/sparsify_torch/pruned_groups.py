@@ -76,6 +76,8 @@ def prune(
     loop: Loop, owner: str, weights: Sequence[Weight], scores: Sequence[Tensor], sparsity: float, structure: Structure
 ) -> None:
     """Zero what has the lowest scores, laid out as matrices; what an active mask drops goes first."""
+    if not weights:  # other modifiers have taken them out
+        return
     lowest = []
     for weight, score in zip(weights, scores, strict=True):
         everything = torch.ones_like(weight.parameter, dtype=torch.bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from sparsify_torch.bn_folding import NORM_ARGUMENTS, round_bias, round_norm_bias, use_running_statistics
 from sparsify_torch.export_graph import clean_copy, example_of, split_inputs
 from sparsify_torch.fake_quant import LARGEST, REDUCED, make_grids, round_activation, round_weight, weight_scales
+from sparsify_torch.masks import from_rank_0
 from sparsify_torch.observers import Ranges, add_counts, chosen_shares, extremes, follow
 from sparsify_torch.qat_calls import Calls, Site, module_paths
 from sparsify_torch.qat_options import QuantizationOptions
@@ -207,6 +209,11 @@ def begin(module: nn.Module, options: QuantizationOptions, example_inputs: Any) 
         raise RequestError(
             "the model is quantized already", fix="remove one of the two QuantizationModifiers from the recipe"
         )
+    with torch.autocast(_device(module).type, enabled=False):  # what is exported computes in float32
+        return _begin(module, options, example_inputs)
+
+
+def _begin(module: nn.Module, options: QuantizationOptions, example_inputs: Any) -> FakeQuantization:
     inputs = split_inputs(example_inputs)
     placed = make_plan(clean_copy(module), example_of(inputs), options.ignored(module), strict=options.strict)
     if not placed.plan.weights:
@@ -244,24 +251,22 @@ def calibrate(module: nn.Module, batches: Iterable[Any], steps: int | None = Non
     Later the moving averages keep the ratio of these ranges to a batch's extremes.
     """
     state = quantization_of(module)
-    taken = [batch for batch, _ in zip(batches, range(steps), strict=False)] if steps is not None else list(batches)
-    if not taken:
-        raise RequestError(
-            "there are no batches to calibrate with", fix="give a data loader, or set num_calibration_steps above 0"
-        )
-    state.counted = {}
-    _initialize(module, state, taken)
-    counted, state.counted = state.counted, None
+    counted: dict[int, Histogram] = {}
+    state.counted = counted
+    try:
+        taken = _initialize(module, state, islice(batches, steps))
+    finally:
+        state.counted = None
     low, high = chosen_shares(counted, state.low.cpu(), state.high.cpu())
-    state.low_share.copy_(low)
-    state.high_share.copy_(high)
+    state.low_share.copy_(from_rank_0(low.to(state.low.device)))
+    state.high_share.copy_(from_rank_0(high.to(state.high.device)))
     state.update_grids()
     state.steps = max(state.steps, 1)
-    return len(taken)
+    return taken
 
 
-def _initialize(module: nn.Module, state: FakeQuantization, batches: Iterable[Any]) -> None:
-    """Set ranges to the mean extremes of these batches, with nothing rounded and batch norms left alone."""
+def _initialize(module: nn.Module, state: FakeQuantization, batches: Iterable[Any]) -> int:
+    """Set ranges to the mean extremes of these batches, with nothing rounded and batch norms left alone; count them."""
     lows, highs = [], []
     state.measuring = True
     try:
@@ -275,9 +280,13 @@ def _initialize(module: nn.Module, state: FakeQuantization, batches: Iterable[An
                 highs.append(high)
     finally:
         state.measuring = False
+    if not lows:
+        fix = "give a data loader, or set num_calibration_steps above 0"
+        raise RequestError("there are no batches to calibrate with", fix=fix)
     state.low.copy_(torch.stack(lows).mean(0))
     state.high.copy_(torch.stack(highs).mean(0))
     state.update_grids()
+    return len(lows)
 
 
 def quantization_of(module: nn.Module) -> FakeQuantization:

@@ -43,7 +43,7 @@ class QuantizationOptions(BaseModel):
     freeze_bn_stats_epoch: float | None = None
     model_fuse_fn_name: str | None = None
     model_fuse_fn_kwargs: dict[str, Any] | None = None
-    num_calibration_steps: int | None = Field(default=None, ge=1)
+    num_calibration_steps: int | None = Field(default=None, ge=0)
     strict: bool = True
     reduce_range: bool = False
     submodules: tuple[str, ...] = ()

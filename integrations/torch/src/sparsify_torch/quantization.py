@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, ClassVar
 
 from sparsify import RequestError
 from torch import nn
 
 from sparsify_torch import qat
+from sparsify_torch.gradients import sample_batches
 from sparsify_torch.loop import Loop, Part
 from sparsify_torch.qat_options import QuantizationOptions
 from sparsify_torch.schedule import NEAR
+
+NAME = "QuantizationModifier"
 
 
 class QuantizationModifier(QuantizationOptions):
@@ -18,6 +22,7 @@ class QuantizationModifier(QuantizationOptions):
 
     Ranges follow the activations until `disable_quantization_observer_epoch`; batch norms use the statistics of the
     batch until `freeze_bn_stats_epoch`, as they do in training, and those they have gathered from then on.
+    `num_calibration_steps` batches of the loop's grad_sampler choose the first ranges, as one-shot does.
     """
 
     def apply_structure(self, module: nn.Module, epoch: float, example_inputs: Any) -> None:
@@ -34,11 +39,10 @@ class QuantizationModifier(QuantizationOptions):
 
     def attach(self, loop: Loop) -> Part:
         """Return what quantizes the loop's module; nothing is changed before `start_epoch`."""
-        if self.num_calibration_steps is not None:
-            problem = (
-                "QuantizationModifier, field 'num_calibration_steps': a training loop has no data to calibrate with"
-            )
-            raise RequestError(problem, fix="remove it: ranges follow every batch that the model is trained with")
+        if self.num_calibration_steps and not (loop.grad_sampler or {}).get("data_loader_builder"):
+            problem = f"{NAME}, field 'num_calibration_steps': the training loop gives no data to calibrate with"
+            fix = 'give manager.modify(…, grad_sampler={"data_loader_builder": …}), or remove the field'
+            raise RequestError(problem, fix=f"{fix}: ranges follow every batch that the model is trained with")
         return _Quantizing(self, loop)
 
 
@@ -54,7 +58,9 @@ class _Quantizing(Part):
     def update(self, epoch: float) -> None:
         """Begin at the next batch, unless a checkpoint has brought it along; freeze what is due."""
         if qat.CHILD not in dict(self.loop.module.named_children()):
-            if not self.armed:
+            if self.options.num_calibration_steps:
+                self._calibrate(self.options.num_calibration_steps)
+            elif not self.armed:
                 qat.begin_at_first_call(self.loop.module, self.options)
                 self.armed = True
             return
@@ -64,6 +70,15 @@ class _Quantizing(Part):
         ):
             if due is not None and epoch >= due:
                 freeze(self.loop.module)
+
+    def _calibrate(self, steps: int) -> None:
+        """Begin now, with ranges that are chosen on batches of the loop's own data."""
+        sampler = self.loop.grad_sampler or {}
+        drawn = sample_batches(sampler["data_loader_builder"], {}, steps, NAME)
+        batches = ((arguments, named) for arguments, named, _ in drawn)
+        first = next(batches)
+        qat.begin(self.loop.module, self.options, first)
+        qat.calibrate(self.loop.module, chain([first], batches))
 
     def finalize(self) -> None:
         """Let nothing move any more: the module computes what is exported."""

@@ -1,28 +1,37 @@
-"""Write the recipe that `--optim-level` asks for in training-aware experiments."""
+"""Write the recipe that `--optim-level` and `--sparsity` ask for in training-aware experiments."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sparsify import Description, Experiment, Recipe, RecipeGenerator, RequestError, Step, target_sparsity
+from sparsify import Description, Experiment, Recipe, RecipeGenerator, RequestError, Search, Step, target_sparsity
+
+from sparsify_torch.spreading import SPREAD, spread
 
 EPOCHS = 15
 PRUNED_BY, QUANTIZED_FROM, FROZEN_FROM = 0.6, 0.7, 0.9  # of the epochs; what stays settles in between
 FIRST_SPARSITY, UPDATES = 0.05, 30
+PRUNED_FROM = 0.3  # below it INT8 only
 HARDNESS, TEMPERATURE = 0.5, 2.0
+STRUCTURED = "structured"
+THINNED_BY, THINNINGS = 0.2, 4  # of the epochs; channels leave in so many steps
+MACS_LEFT = 0.6, 0.25  # at level 0.3 and at 1; in between 0.5 leaves half
 
 
 def write(experiment: Experiment, description: Description) -> Recipe:
     """Write nothing at level 0, QAT below 0.3, and from 0.3 on gradual pruning to 60-95 % before it.
 
-    `epochs` of --train-kwargs says how long (15). The dense model teaches, unless --teacher names another or none.
+    With `--sparsity structured` channels go instead, until 60-25 % of the MACs are left (half of them at 0.5). `epochs`
+    of --train-kwargs says how long (15). The dense model teaches, unless --teacher names another or none.
     """
     if experiment.optim_level == 0:
         return Recipe(())
-    epochs = _epochs(experiment)
+    epochs = epochs_of(experiment)
     steps = [_step("training", "EpochRangeModifier", start_epoch=0.0, end_epoch=epochs)]
     sparsity = round(target_sparsity(experiment.optim_level, experiment.kind), 4)
-    if sparsity and any(layer.eligible for layer in description.layers):
+    if sparsity and experiment.sparsity == STRUCTURED:
+        steps.append(thinning(epochs, 1 - macs_left(experiment.optim_level), ["__ALL__"], of="macs"))
+    elif sparsity and any(layer.eligible for layer in description.layers):
         steps.append(_pruning(experiment, sparsity, epochs))
     steps.append(
         _step(
@@ -39,7 +48,8 @@ def write(experiment: Experiment, description: Description) -> Recipe:
     return Recipe(tuple(steps), notes)
 
 
-def _epochs(experiment: Experiment) -> float:
+def epochs_of(experiment: Experiment) -> float:
+    """Return how long a generated recipe is; raises RequestError for `epochs` of --train-kwargs that is no number."""
     found = (experiment.train_kwargs or {}).get("epochs", EPOCHS)
     if not isinstance(found, int | float) or isinstance(found, bool) or found <= 0:
         raise RequestError(f"--train-kwargs: epochs is {found!r}", fix="give a number above 0, such as 15")
@@ -47,9 +57,8 @@ def _epochs(experiment: Experiment) -> float:
 
 
 def _pruning(experiment: Experiment, sparsity: float, epochs: float) -> Step:
-    """Prune over all layers by magnitude; N:M and blocks in each layer."""
+    """Prune each layer by magnitude; how much of each is measured once the model is there, see `spread`."""
     structure, share = experiment.sparsity, sparsity
-    scattered = structure == "unstructured"
     if ":" in structure:  # N of M stay
         kept, among = map(int, structure.split(":"))
         share = 1 - kept / among
@@ -61,13 +70,42 @@ def _pruning(experiment: Experiment, sparsity: float, epochs: float) -> Step:
         "end_epoch": epochs * PRUNED_BY,
         "update_frequency": epochs * PRUNED_BY / UPDATES,
     }
-    if not scattered:
+    if structure != "unstructured":
         options["mask_type"] = structure if ":" in structure else [int(side) for side in structure.split("x")]
-    return _step("pruning", "GlobalMagnitudePruningModifier" if scattered else "MagnitudePruningModifier", **options)
+    return _step("pruning", SPREAD, **options)
+
+
+def macs_left(level: float) -> float:
+    """Return the share of the MACs that a level leaves: 60 % at 0.3, half at 0.5, 25 % at 1."""
+    most, least = MACS_LEFT
+    return round(most + (level - PRUNED_FROM) / (1 - PRUNED_FROM) * (least - most), 4)
+
+
+def thinning(epochs: float, share: float, params: list[str], **options: Any) -> Step:
+    """Take so much of the channels out of these layers in the first part of the epochs."""
+    until = epochs * THINNED_BY
+    return _step(
+        "pruning",
+        "StructuredPruningModifier",
+        params=params,
+        init_sparsity=0.0,
+        final_sparsity=round(share, 4),
+        start_epoch=0.0,
+        end_epoch=until,
+        update_frequency=until / THINNINGS,
+        **options,
+    )
+
+
+def foresee(search: Search, recipe: Recipe) -> Recipe:
+    """Choose blocks and channels by name where structure is asked for or pays alone, else a sparsity for each layer."""
+    from sparsify_torch.structured_recipe import choose  # torch is imported where something has to be chosen
+
+    return spread(search, choose(search, recipe))
 
 
 def _step(group: str, name: str, **options: Any) -> Step:
     return Step(name, "training", options, f"{group}_modifiers")
 
 
-GENERATOR = RecipeGenerator(write)
+GENERATOR = RecipeGenerator(write, foresee=foresee)

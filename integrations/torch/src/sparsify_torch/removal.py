@@ -144,19 +144,23 @@ def _cut(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
 
     Cutting `.data` in place would leave the gradient's node of a graph that is still alive with the old shape.
     """
-    new = _select(tensor.detach(), kept)
+    new = select(tensor.detach(), kept)
     if not isinstance(tensor, nn.Parameter):
         return new
     parameter = nn.Parameter(new, tensor.requires_grad)
     if tensor.grad is not None:
-        parameter.grad = _select(tensor.grad, kept)
+        parameter.grad = select(tensor.grad, kept)
     return parameter
 
 
-def _select(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+def select(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+    """Return these indices of a tensor by axis, laid out in memory in the order of axes that it had."""
+    strides = tensor.stride()
+    order = sorted(range(tensor.ndim), key=lambda dim: -strides[dim])  # channels last stays channels last
+    laid = tensor.permute(order)
     for dim, indices in kept.items():
-        tensor = tensor.index_select(dim, indices.to(tensor.device))
-    return tensor
+        laid = laid.index_select(order.index(dim), indices.to(tensor.device))
+    return laid.contiguous().permute([order.index(dim) for dim in range(tensor.ndim)])
 
 
 def _replace(module: nn.Module, path: str, part: nn.Module) -> None:
@@ -220,6 +224,6 @@ def _cut_state(state: Mapping[str, Any], cut: Cut) -> dict[str, Any]:
         if isinstance(value, Tensor) and value.ndim > 0:
             if value.shape != cut.old.shape:
                 return {}
-            kept = _select(value, cut.kept)
+            kept = select(value, cut.kept)
         new[name] = kept
     return new

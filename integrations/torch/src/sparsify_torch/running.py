@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,15 +13,18 @@ from sparsify_torch.loop import Forward, Loop, Watch
 from sparsify_torch.prunable import weighted_layers
 from sparsify_torch.schedule import Turn
 
+Rewrap = Callable[[nn.Module], nn.Module]
+
 
 class Run:
     """Hold the turns of one loop and how many steps it has taken; the epoch is counted from whole steps."""
 
-    def __init__(self, loop: Loop, turns: Sequence[Turn], module: nn.Module) -> None:
-        self.loop, self.turns = loop, tuple(turns)
+    def __init__(self, loop: Loop, turns: Sequence[Turn], module: nn.Module, rewrap: Rewrap | None = None) -> None:
+        self.loop, self.turns, self.rewrap = loop, tuple(turns), rewrap
         self.begin, self.steps = loop.epoch, 0
         self.looked = -1  # the step whose gradients were looked at last: a closure may make them several times
-        self.hook = module.register_forward_hook(Watch(self._catch), with_kwargs=True)
+        self.built = len(loop.structure)  # what the wrapped module was made for
+        self._follow(module)
 
     @property
     def epoch(self) -> float:
@@ -55,6 +58,15 @@ class Run:
         for turn in self.turns:
             if turn.part.between_steps == between_steps:
                 turn.advance(self.epoch)
+        if self.rewrap is not None and self.built != len(self.loop.structure):
+            self.built = len(self.loop.structure)
+            self.hook.remove()
+            del self.runner  # its hooks sit on parameters that stay: it has to be gone before there is another
+            self._follow(self.rewrap(self.loop.module))
+
+    def _follow(self, module: nn.Module) -> None:
+        self.runner = module
+        self.hook = module.register_forward_hook(Watch(self._catch), with_kwargs=True)
 
     def loss(self, loss: Tensor, outputs: Any = None, inputs: Any = None) -> Tensor:
         """Return the loss that the active parts make of this one; raises StageError where it is not finite."""
@@ -86,7 +98,8 @@ class Run:
         """Return the epoch, the masks, and the state of all turns by key."""
         turns = {turn.key: turn.state_dict() for turn in self.turns}
         clock = {"begin": self.begin, "steps": self.steps, "steps_per_epoch": self.loop.steps_per_epoch}
-        return {**clock, "masks": self.loop.masks.state_dict(), "turns": turns}
+        held = {"masks": self.loop.masks.state_dict(), "structure": list(self.loop.structure)}
+        return {**clock, **held, "turns": turns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another run of the same recipe stopped; raises RequestError for one of another recipe."""
@@ -95,6 +108,9 @@ class Run:
             names = ", ".join(sorted(key.split("#")[0] for key in keys ^ found))
             problem = f"the state was saved by another recipe: it differs in {names}"
             raise RequestError(problem, fix="resume with the recipe that the run began with")
+        if state.get("structure", []) != self.loop.structure:
+            fix = "call load_state_dict, apply_structure and modify, in this order, on a fresh module"
+            raise RequestError("the state is of a module with fewer channels or layers than this one", fix=fix)
         parameters = dict(self.loop.module.named_parameters())
         for held in state["masks"].values():
             for name, kept in held.items():
@@ -117,6 +133,14 @@ class Run:
         problem = f"{what} is {value} at step {self.steps} (epoch {self.epoch:.4g}): {where}"
         fix = "lower the learning rate or clip gradients, and go on from the last good checkpoint"
         return StageError(problem, fix=fix)
+
+
+def check_wrapped(module: nn.Module, structural: Sequence[str], rewrap: Rewrap | None) -> None:
+    """Raise RequestError where DistributedDataParallel would go on with parameters that a recipe replaces."""
+    if structural and rewrap is None and isinstance(module, nn.parallel.DistributedDataParallel):
+        problem = f"{structural[0]} replaces parameters, which DistributedDataParallel does not notice"
+        fix = "give manager.modify(…, rewrap=DistributedDataParallel), and train with manager.runner"
+        raise RequestError(problem, fix=fix)
 
 
 def _check_mask(name: str, kept: Tensor, parameters: Mapping[str, nn.Parameter]) -> None:

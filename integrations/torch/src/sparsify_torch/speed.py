@@ -16,7 +16,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper
-from sparsify import Candidate, Ratio, time_interleaved, time_ratio
+from sparsify import Candidate, Checkpoint, Ratio, time_interleaved, time_ratio
 from sparsify_onnx import open_session
 from torch import Tensor, nn
 
@@ -25,26 +25,32 @@ from sparsify_torch.tracing import evaluating
 from sparsify_torch.walk import Work
 
 RUNS = 15
+KEPT = "operator-times"
 
 
-def measured_cost(threads: int = 1, *, runs: int = RUNS) -> Cost:
+def measured_cost(threads: int = 1, *, runs: int = RUNS, kept: Checkpoint | None = None) -> Cost:
     """Return a cost in milliseconds: each operator timed alone in ONNX Runtime at the asked widths, and remembered.
+
+    kept: where times are written to, and taken from: a choice by time is the same the next time.
 
     The look-up tables of Yang et al., "NetAdapt", ECCV 2018 (arXiv:1804.03230); the kernel's own time from ONNX
     Runtime's profile, without the layout changes around a model of one operator. What no micro-model is made for
     (attention's products) costs the same share of its time as of its MACs, at the rate of the operators measured.
     """
-    known: dict[tuple[Any, ...], float] = {}
+    held = (kept.load(KEPT) if kept else None) or {"operators": np.array([]), "ms": np.array([])}
+    known: dict[str, float] = dict(zip(held["operators"].tolist(), held["ms"].tolist(), strict=True))
     rate: dict[str, float] = {}
 
-    def cost(work: Work, kept: tuple[int, ...]) -> float:
-        model = _micro_model(work, kept)
-        if model is None or not macs(work, kept):
-            return macs(work, kept) * rate.get("ms a mac", 2e-8)
-        key = (work.op, str(sorted(work.facts.items())), kept)
+    def cost(work: Work, left: tuple[int, ...]) -> float:
+        model = _micro_model(work, left)
+        if model is None or not macs(work, left):
+            return macs(work, left) * rate.get("ms a mac", 2e-8)
+        key = f"{work.op} {sorted(work.facts.items())} {left}"
         if key not in known:
             known[key] = _kernel_ms(model, threads, runs)
-            rate["ms a mac"] = known[key] / macs(work, kept)
+            if kept:
+                kept.save(KEPT, {"operators": np.array(list(known)), "ms": np.array(list(known.values()))})
+        rate["ms a mac"] = known[key] / macs(work, left)
         return known[key]
 
     return cost

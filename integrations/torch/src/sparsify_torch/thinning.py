@@ -82,7 +82,7 @@ def thin(
         apply_step(work, step)
     coupling = couple(work, example_inputs) if blocks else dense
     ignored = match_layers(dense, ignore)
-    failing = _failing(work, coupling, example_inputs)
+    failing = failing_groups(work, coupling, example_inputs)
     skip = {place: "is ignored" for place, group in enumerate(coupling.groups) if _layers(group.makers) & ignored}
     worths = score_groups(work, coupling, score, data=data, loss=loss)
     rest = cost_of(coupling, cost)
@@ -161,8 +161,11 @@ def match_layers(coupling: Coupling, patterns: Sequence[str]) -> set[str]:
     return found
 
 
-def _failing(module: nn.Module, coupling: Coupling, inputs: tuple[Any, ...]) -> dict[int, str]:
-    """Try the groups that pass a reshape, all at once, then one by one: code may hold sizes that cannot follow."""
+def failing_groups(module: nn.Module, coupling: Coupling, inputs: tuple[Any, ...]) -> dict[int, str]:
+    """Return by position the groups that code with fixed sizes cannot follow, and why.
+
+    Those that pass a reshape are tried, all at once, then one by one.
+    """
     reshaped = {unit for site in coupling.sites for unit in numbers(site.label)}
     places = [place for place, group in enumerate(coupling.groups) if reshaped & set(group.units)]
     if not places or _fault(module, coupling, places, inputs) is None:

@@ -71,7 +71,8 @@ def select_parameters(
 ) -> dict[str, nn.Parameter]:
     """Return the parameters that patterns match, in the module's order; raises RequestError for one without match."""
     parameters = dict(module.named_parameters())
-    chosen = _chosen(patterns, parameters, prunable_names(module), modifier, strict)
+    gone = removed_names(module)
+    chosen = _chosen(patterns, parameters, prunable_names(module), modifier, gone if strict else None)
     return {name: parameter for name, parameter in parameters.items() if name in chosen}
 
 
@@ -85,7 +86,7 @@ def select_weights(
     owners = _owners(module)
     able = {name: parameter for name, parameter in module.named_parameters() if _is_weight(parameter)}
     prunable = [name for name in owners if name in able] if every else prunable_names(module)
-    chosen = _chosen(patterns, able, prunable, modifier, strict=True)
+    chosen = _chosen(patterns, able, prunable, modifier, removed_names(module))
     return tuple(_weight(name, able[name], owners.get(name)) for name in able if name in chosen)
 
 
@@ -109,14 +110,24 @@ def matching(pattern: str, names: Iterable[str], modifier: str, field: str) -> s
     return {name for name in names if compiled.match(name)}
 
 
+def removed_names(module: nn.Module) -> list[str]:
+    """Name the parameters of blocks that were taken out: in a resumed run, a recipe's names may mean them."""
+    return [f"{path}.{name}" for path, part in module.named_modules() for name in getattr(part, "gone", ())]
+
+
 def _chosen(
-    patterns: Sequence[str], able: Mapping[str, nn.Parameter], prunable: Sequence[str], modifier: str, strict: bool
+    patterns: Sequence[str],
+    able: Mapping[str, nn.Parameter],
+    prunable: Sequence[str],
+    modifier: str,
+    gone: Sequence[str] | None,
 ) -> set[str]:
+    """Return what patterns match; gone: names that a pattern may match instead, None where it need not match."""
     chosen: set[str] = set()
     for pattern in patterns:
         special = {ALL: able, PRUNABLE: prunable}.get(pattern.lower())
         found = set(special) & able.keys() if special is not None else matching(pattern, able, modifier, "params")
-        if not found and strict:
+        if not found and gone is not None and (special is not None or not matching(pattern, gone, modifier, "params")):
             raise no_match("params", pattern, able, modifier)
         chosen |= found
     return chosen

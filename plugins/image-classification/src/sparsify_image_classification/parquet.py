@@ -38,7 +38,7 @@ def read(path: Path) -> Listing:
     """Read the labels; raises RequestError naming file, column and row, MissingLibraryError without pyarrow."""
     files = _files(path)
     root = path if path.is_dir() else path.parent
-    rows = Rows(root, [_open(file) for file in files])
+    rows = Rows(root, files)
     splits: dict[str, dict[str, Label]] = {}
     hidden: dict[str, int] = {}
     for file, split in by_split(files, root).items():
@@ -124,15 +124,20 @@ def _open(path: Path) -> Table:
 class Rows:
     """Read images of several files by key, as rows are asked for in any order."""
 
-    def __init__(self, root: Path, tables: Sequence[Table]) -> None:
-        self.root, self.tables = root, {table.path.relative_to(root).as_posix(): table for table in tables}
-        self.names = tables[0].names
+    def __init__(self, root: Path, files: Sequence[Path]) -> None:
+        self.root, self.files = root, files
+        self.tables = {file.relative_to(root).as_posix(): _open(file) for file in files}
+        self.names = next(iter(self.tables.values())).names
         self.held: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self.lock = Lock()
-        for table in tables:
+        for table in self.tables.values():
             if table.names != self.names:
-                problem = f"--data: {table.path} names other classes than {tables[0].path}"
+                problem = f"--data: {table.path} names other classes than {files[0]}"
                 raise RequestError(problem, fix="write all files from one dataset, with the same ClassLabel")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle: another process opens the files itself."""
+        return Rows, (self.root, self.files)
 
     def labels(self, path: Path) -> Iterator[tuple[str, Label | None]]:
         """Yield each row's key and label, None where it is hidden (null, or -1)."""

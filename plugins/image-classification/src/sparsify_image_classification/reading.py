@@ -46,7 +46,7 @@ COLOURS = 256  # of a thumbnail, which halves its bytes: 21 kB become 10 kB for 
 class ImageReader:
     """Read the image of a key below `root` as the input called `name`; targets are class ids by key.
 
-    fetch: gives the bytes of an image that is no file of its own.
+    fetch: gives the bytes of an image that is no file of its own; it can be pickled.
     """
 
     root: Path
@@ -58,6 +58,10 @@ class ImageReader:
     def open(self, key: str) -> AbstractContextManager[Image.Image]:
         """Open the image of a key for a `with` block; raises UnreadableSample."""
         return opened(self.root / key) if self.fetch is None else opened(self.fetch(key), self.root / key)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle: read-only mappings travel to other processes as plain ones."""
+        return ImageReader, (self.root, self.name, dict(self.description), dict(self.targets), self.fetch)
 
     def __call__(self, key: str) -> Sample:
         """Read one sample; raises UnreadableSample."""

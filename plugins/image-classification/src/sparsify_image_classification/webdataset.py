@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 from sparsify import Data, DataRequest, DatasetLoader, RequestError, UnreadableSample
 
@@ -56,7 +55,7 @@ def read(path: Path) -> Listing:
         for name, label, place in _samples(shard):
             key = f"{shard.relative_to(root).as_posix()}/{name}"
             splits.setdefault(split, {})[key], places[key] = label, place
-    return Listing(root, splits, fetch=partial(_fetch, MappingProxyType(places)))
+    return Listing(root, splits, fetch=partial(_fetch, places))
 
 
 def _shards(path: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def _broken(path: Path, error: Exception) -> RequestError:
 def identify(module: nn.Module, recipe: str, keys: Sequence[str], plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint must agree with: the model, the recipe, the samples and the plan."""
     shapes = [f"{name} {tuple(value.shape)}" for name, value in module.state_dict().items()]
-    return {"model": _digest(shapes), "recipe": recipe, "samples": _digest(keys), **plan}
+    return {"model": "\n".join(shapes), "recipe": recipe, "samples": _digest(keys), **plan}
 
 
 def _digest(lines: Sequence[str]) -> str:
@@ -66,9 +67,16 @@ def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Pa
     for name, value in wanted.items():
         if found.get(name) == value:
             continue
-        shown = "" if name in ("model", "recipe", "samples") else f" ({found.get(name)} there, {value} here)"
+        shown = "" if name == "samples" else f": {_difference(str(found.get(name)), str(value))}"
         problem = f"--resume: {path} was saved by a run with another {name}{shown}"
         raise RequestError(problem, fix=f"resume with the {name} that the run began with, or give an empty --output")
+
+
+def _difference(there: str, here: str) -> str:
+    """Show the first line in which two texts differ."""
+    pairs = zip_longest(there.splitlines(), here.splitlines(), fillvalue="nothing")
+    one, other = next(((one, other) for one, other in pairs if one != other), (there, here))
+    return f"'{one.strip()}' there, '{other.strip()}' here"
 
 
 def random_state() -> dict[str, Any]:

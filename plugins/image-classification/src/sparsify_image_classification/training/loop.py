@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -35,7 +36,7 @@ COMPRESSING = ("Pruning", "Thinning", "Quantization")  # modifiers whose end an 
 
 @dataclass
 class Run:
-    """Hold one training run. module: without what runs it in parallel, which is `runner`.
+    """Hold one training run. module: without what runs it in parallel, which is `runner`, made anew where it changed.
 
     rate: the peak learning rate, None where the recipe sets it. at_once: images that pass the model together.
     rows: one for each finished epoch.
@@ -47,7 +48,6 @@ class Run:
     accelerator: Any
     manager: Any
     module: nn.Module
-    runner: nn.Module
     optimizer: Any
     identity: Mapping[str, Any]
     epochs: int
@@ -60,6 +60,12 @@ class Run:
     rows: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
     logged: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def runner(self) -> nn.Module:
+        """Return what a step calls."""
+        runner: nn.Module = self.manager.runner
+        return runner
 
     @property
     def folder(self) -> Path:
@@ -80,11 +86,11 @@ def run_epochs(run: Run, stop: Stop) -> None:
         _keep_best(run, accuracy)
         run.logged.clear()  # the recipe's modifiers go on writing into it
         run.epoch, run.step, run.loss = run.epoch + 1, 0, None
+        write_last(run)
         if run.feed.place.rank == 0:
-            write_last(run)
             write_logs(run.folder, run.rows)
             write_events(run.folder, run.rows[-1])
-        if stop.number:
+        if heard(stop):
             stop.act()
 
 
@@ -99,19 +105,26 @@ def _train_epoch(run: Run, stop: Stop) -> float:
             loss = loss + take_step(run, run.epoch, run.step)
             run.step, run.loss = run.step + 1, loss
             advance()
-            if stop.number and run.step < steps:
-                if main:
-                    write_last(run)
+            if heard(stop) and run.step < steps:
+                write_last(run)
                 stop.act()
     return float(run.accelerator.reduce(loss, "mean")) / steps
 
 
+def heard(stop: Stop) -> bool:
+    """Say whether any process has heard a signal: all stop after the same step."""
+    from sparsify_torch import agreed
+
+    stop.number = agreed(stop.number)
+    return bool(stop.number)
+
+
 def validate(run: Run) -> float:
     """Return the accuracy on the validation images, 0–100, of the averaged weights where there are any."""
-    if run.feed.place.ranks > 1:
-        share_buffers(run)
     found = torch.zeros(2, device=run.feed.place.device)
     with result_inside(run), torch.no_grad():
+        if run.feed.place.ranks > 1:
+            share_buffers(run)
         run.module.eval()
         for images, targets in run.feed.evaluation(max(run.at_once, 1)):
             with torch.autocast(run.feed.place.device.type, torch.bfloat16, enabled=run.options.amp):
@@ -151,31 +164,52 @@ def _keep_best(run: Run, accuracy: float) -> None:
     """Keep the weights of a better epoch, among those that are as small as the result must be."""
     # what is due at an epoch happens in its first step, so one that ends exactly there is not there yet
     reached = run.epoch + 1 > settled(run) or run.epoch + 1 == run.epochs
-    if not reached or (run.best is not None and accuracy <= run.best["accuracy"]):
+    best = fitting_best(run)
+    if not reached or (best is not None and accuracy <= best["accuracy"]):
         return
-    run.best = {"epoch": run.epoch, "accuracy": accuracy}
+    run.best = {"epoch": run.epoch, "accuracy": accuracy, "changes": len(run.manager.structure)}
     if run.feed.place.rank == 0:
         with result_inside(run):
             state = snapshot(run.module)
         save({"state_dict": state, "identity": dict(run.identity), **run.best}, run.folder / BEST)
 
 
+def fitting_best(run: Run) -> dict[str, Any] | None:
+    """Return the best epoch whose weights fit the module as it is: before, it may have had more channels."""
+    fits = run.best is not None and run.best.get("changes", 0) == len(run.manager.structure)
+    return run.best if fits else None
+
+
 def _hopeless(run: Run) -> bool:
-    patience = run.options.patience
-    return patience is not None and run.best is not None and run.epoch - 1 - run.best["epoch"] >= patience
+    patience, best = run.options.patience, fitting_best(run)
+    return patience is not None and best is not None and run.epoch - 1 - int(best["epoch"]) >= patience
 
 
 def _plain(value: Any) -> Any:
-    return round(float(value), 6) if isinstance(value, Tensor | int | float) else str(value)
+    if not isinstance(value, Tensor | int | float):
+        return str(value)
+    return round(float(value), 6) if math.isfinite(value) else None
 
 
 def write_last(run: Run) -> None:
-    """Write the checkpoint that a run goes on from."""
+    """Write the checkpoint that a run goes on from; every process calls this, and the first one writes.
+
+    own: what each process has of its own, by rank.
+    """
+    from sparsify_torch import agreed, gathered
+
+    own = gathered({"random": random_state(), "loss": run.loss})
+    if run.feed.place.rank == 0:
+        _write(run, own)
+    agreed(0)  # nobody leaves before it is written
+
+
+def _write(run: Run, own: list[Any]) -> None:
     average = run.average and {"steps": run.average.steps, "tensors": run.average.tensors}
-    place = {"epoch": run.epoch, "step": run.step, "at_once": run.at_once, "loss": run.loss}
+    place = {"epoch": run.epoch, "step": run.step, "at_once": run.at_once, "own": own}
     parts = {"module": run.module.state_dict(), "optimizer": run.optimizer.state_dict()}
     state = {"identity": dict(run.identity), **parts, "manager": run.manager.state_dict(), "average": average}
-    save({**state, "random": random_state(), "rows": run.rows, "best": run.best, **place}, run.folder / LAST)
+    save({**state, "rows": run.rows, "best": run.best, **place}, run.folder / LAST)
 
 
 def read_last(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -197,6 +231,7 @@ def go_on(run: Run, state: Mapping[str, Any]) -> None:
         run.average.steps = state["average"]["steps"]
         run.average.tensors = {name: value.to(device) for name, value in state["average"]["tensors"].items()}
     run.epoch, run.step, run.at_once = state["epoch"], state["step"], state["at_once"]
-    run.loss = None if state["loss"] is None else state["loss"].to(run.feed.place.device)
+    own = state["own"][run.feed.place.rank]
+    run.loss = None if own["loss"] is None else own["loss"].to(run.feed.place.device)
     run.rows, run.best = list(state["rows"]), state["best"]
-    set_random_state(state["random"])
+    set_random_state(own["random"])

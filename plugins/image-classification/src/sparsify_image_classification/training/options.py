@@ -34,7 +34,9 @@ class TrainOptions(BaseModel):
     momentum: BelowOne = Field(0.9, description="of sgd")
     weight_decay: NotNegative = Field(1e-4, description="of weights; norms and biases have none")
     warmup_epochs: NotNegative = Field(1.0, description="epochs of linear warm-up before the cosine")
-    clip_grad: Positive | None = Field(None, description="largest norm of all gradients together")
+    clip_grad: NotNegative | None = Field(
+        None, description="largest norm of all gradients together, 0 = any; by default 1 in networks without norms"
+    )
     label_smoothing: BelowOne = Field(0.0, description="share of the target that is spread over all classes")
     mixup: NotNegative = Field(0.0, description="alpha of mixup's Beta distribution, 0 = off")
     cutmix: NotNegative = Field(0.0, description="alpha of CutMix's Beta distribution, 0 = off")

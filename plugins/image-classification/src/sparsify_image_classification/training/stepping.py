@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BATCH = 128  # the default learning rates are for so many images a step
 RATES = {"sgd": 0.05, "adamw": 0.001}
+CLIPPED = 1.0
 WARM_UP_MOST = 0.2  # of the training
 # what allocators say, where they raise no OutOfMemoryError: on CPUs, and in cuDNN and cuBLAS
 EXHAUSTED = ("can't allocate memory", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -49,6 +50,17 @@ def rate_at(peak: float, step: int, total: int, warm: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, total - warm)))
 
 
+def largest_norm(module: nn.Module, options: TrainOptions) -> float:
+    """Return the norm that gradients are clipped to, 0 where they are not.
+
+    What holds a network's gradients together without its norm layers (Brock et al. 2021): SqueezeNet fine-tuned at the
+    default rate ends in NaN within twelve steps, clipped it learns better than at a tenth of the rate.
+    """
+    if options.clip_grad is not None:
+        return options.clip_grad
+    return 0.0 if any("Norm" in type(part).__name__ for part in module.modules()) else CLIPPED
+
+
 def take_step(run: Run, epoch: int, step: int) -> Tensor:
     """Train on one step's images; returns their mean loss. Raises StageError for NaN, and where one image is too much.
 
@@ -65,8 +77,9 @@ def take_step(run: Run, epoch: int, step: int) -> Tensor:
             if not _exhausted(error):
                 raise
             _fewer_at_once(run, error)
-    if run.options.clip_grad is not None:
-        run.accelerator.clip_grad_norm_(run.module.parameters(), run.options.clip_grad)
+    most = largest_norm(run.module, run.options)
+    if most:
+        run.accelerator.clip_grad_norm_(run.module.parameters(), most)
     run.optimizer.step()
     run.optimizer.zero_grad()
     if run.average is not None:

@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from sparsify.errors import RequestError
-from sparsify.modifiers import check_recipe
-from sparsify.plugins import load_plugins
-from sparsify.recipe import Recipe, dump_recipe, load_recipe
+from sparsify import (
+    Recipe,
+    RequestError,
+    check_recipe,
+    dump_recipe,
+    existing,
+    find_format,
+    load_plugins,
+    load_recipe,
+    load_target,
+    make_experiment,
+)
 
 app = typer.Typer(help="Read, check, write recipes.", no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
@@ -20,6 +27,7 @@ Args = Annotated[str, typer.Option("--recipe-args", help="JSON that overrides th
 Model = Annotated[str, typer.Option(help="the trained model")]
 Level = Annotated[str, typer.Option(help="0 to 1, or 2 to 100 per cent")]
 Shape = Annotated[str, typer.Option(help="unstructured, N:M or RxC")]
+Kind = Annotated[str, typer.Option(help="one-shot or training-aware")]
 Output = Annotated[Path | None, typer.Option(help="a new file, in place of stdout")]
 
 
@@ -43,19 +51,20 @@ def check(file: File, recipe_args: Args = "{}") -> None:
 
 
 @app.command()
-def write(model: Model, optim_level: Level = "0.5", sparsity: Shape = "unstructured", output: Output = None) -> None:
-    """Generate the recipe that a one-shot run would apply to a model."""
-    from sparsify.experiment import make_experiment
-    from sparsify.formats import find_format
-    from sparsify.plugins import load_target
-    from sparsify.resolve import existing
-
-    request = {"kind": "one-shot", "use_case": "custom", "model": model, "data": "."}
+def write(
+    model: Model,
+    optim_level: Level = "0.5",
+    sparsity: Shape = "unstructured",
+    kind: Kind = "one-shot",
+    output: Output = None,
+) -> None:
+    """Generate the recipe that a run would begin with; a run measures more of the model first."""
+    request = {"kind": kind, "use_case": "custom", "model": model, "data": "."}
     experiment = make_experiment({**request, "optim_level": optim_level, "sparsity": sparsity})
     plugins, path = load_plugins(), existing(model, "--model")
     adapter = load_target(find_format(path, plugins))
     recipe = plugins.load("recipe_generators", experiment.kind).write(experiment, adapter.describe(adapter.load(path)))
-    text = dump_recipe(recipe, f"one-shot, {path.name}, optim-level {experiment.optim_level:g}")
+    text = dump_recipe(recipe, f"{kind}, {path.name}, optim-level {experiment.optim_level:g}")
     _say_notes(recipe)
     if output is None:
         typer.echo(text, nl=False)

@@ -6,9 +6,7 @@ import json
 from typing import Annotated, Any
 
 import typer
-
-from sparsify.plugins import Plugins, load_plugins
-from sparsify.use_cases import known_use_cases
+from sparsify import Plugins, known_use_cases, load_plugins
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 

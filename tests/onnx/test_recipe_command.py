@@ -9,12 +9,12 @@ from types import ModuleType
 
 import pluggy
 import pytest
-from sparsify.cli.recipe import app
 from sparsify.contracts import Description, Layer, Model, ModelFormat, RecipeGenerator
 from sparsify.errors import RequestError
 from sparsify.hooks import Entry
 from sparsify.plugins import Plugin, Plugins
 from sparsify.recipe import Recipe, Step, parse_recipe
+from sparsify_onnx.recipe_command import app
 from typer.testing import CliRunner
 
 RECIPE = """
@@ -91,7 +91,7 @@ def toy(monkeypatch, tmp_path):
         "recipe_generators": (Entry("one-shot", "toy_format:generator", "toy recipes"),),
     }
     plugins = Plugins((Plugin("toy", "toy", "1", "toy", entries=entries),), pluggy.PluginManager("sparsify"))
-    monkeypatch.setattr("sparsify.cli.recipe.load_plugins", lambda: plugins)
+    monkeypatch.setattr("sparsify_onnx.recipe_command.load_plugins", lambda: plugins)
     path = tmp_path / "model.toy"
     path.write_text("conv1 conv2")
     return path
