@@ -79,7 +79,6 @@ def test_the_kind_that_does_not_exist_yet_says_so() -> None:
         ("one-shot", "--train-samples", "9", "training-aware"),
         ("training-aware", "--allocation", "macs", "one-shot"),
         ("training-aware", "--time-budget", "1h", "one-shot"),
-        ("training-aware", "--target-speedup", "2", "one-shot"),
         ("training-aware", "--calibration-samples", "9", "one-shot"),
     ],
 )
