@@ -78,7 +78,6 @@ def test_the_kind_that_does_not_exist_yet_says_so() -> None:
         ("one-shot", "--train-kwargs", "{}", "training-aware"),
         ("one-shot", "--train-samples", "9", "training-aware"),
         ("training-aware", "--time-budget", "1h", "one-shot"),
-        ("training-aware", "--target-speedup", "2", "one-shot"),
         ("training-aware", "--max-memory", "4GB", "one-shot"),
     ],
 )

@@ -95,3 +95,10 @@ def test_a_target_that_is_none_is_refused(
 def test_a_target_without_a_recipe_is_refused(request_: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert ends([*request_, "--target-speedup", "2", "--optim-level", "0"]) == 2
     assert "--target-speedup has no effect at --optim-level 0" in capsys.readouterr().err
+
+
+def test_structured_pruning_needs_training(request_: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends([*request_, "--sparsity", "structured"]) == 2
+    told = capsys.readouterr().err
+    assert "removes channels while training, which one-shot does not do" in told
+    assert "sparsify run training-aware" in told

@@ -5,6 +5,8 @@ Written here from what is known of the corpus (its modifiers, fields, spellings 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -30,13 +32,13 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
         self.input = nn.Sequential()
-        self.input.add_module("conv", nn.Conv2d(2, 8, 3, padding=1))
-        self.sections = nn.Sequential(nn.Sequential(Block(8), Block(8)), nn.Sequential(Block(8)))
+        self.input.add_module("conv", nn.Conv2d(2, width, 3, padding=1))
+        self.sections = nn.Sequential(nn.Sequential(Block(width), Block(width)), nn.Sequential(Block(width)))
         self.classifier = nn.Sequential()
-        self.classifier.add_module("fc", nn.Linear(8, 3))
+        self.classifier.add_module("fc", nn.Linear(width, 3))
 
     def forward(self, x: Any) -> Any:
         return self.classifier(self.sections(self.input(x)).mean((2, 3)))
@@ -95,7 +97,12 @@ class Yolo(nn.Module):
         return self.model(x).mean((2, 3))
 
 
-MODELS = {"resnet": ResNet, "bert": Bert, "yolo": Yolo}
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "resnet": ResNet,
+    "wide resnet": partial(ResNet, 32),
+    "bert": Bert,
+    "yolo": Yolo,
+}
 RECIPES: dict[str, tuple[str, str, str]] = {  # name: (model, suffix, text)
     "resnet50-pruned": ("resnet", ".md", """
         <!--
@@ -373,6 +380,29 @@ RECIPES: dict[str, tuple[str, str, str]] = {  # name: (model, suffix, text)
         training_modifiers:
           - !EpochRangeModifier {end_epoch: 2, start_epoch: 0.0}
         """),
+    "resnet-thinned": ("wide resnet", ".yaml", """
+        training_modifiers:
+          - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 3.0}
+        pruning_modifiers:
+          - !StructuredPruningModifier
+            params: ['re:sections.*conv1.weight']
+            param_groups: [['sections.0.0.conv1.weight'], ['sections.0.1.conv1.weight', 'sections.1.0.conv1.weight']]
+            mask_type: filter
+            init_sparsity: 0.05
+            final_sparsity: 0.5
+            start_epoch: 0.0
+            end_epoch: 2.0
+            update_frequency: 0.5
+            inter_func: cubic
+            leave_enabled: True
+          - !LayerThinningModifier
+            param_group_dependency_map: '{"sections.0.0.conv1": ["sections.0.0.conv2", "sections.0.0.bn1"]}'
+            structure_type: filter
+            start_epoch: 2.0
+            update_epochs: [2.0]
+            strict: True
+            end_epoch: -1.0
+        """),
     "resnet_test_acdc": ("resnet", ".yaml", """
         - !ACDCPruningModifier
             compression_sparsity: 0.9
@@ -489,6 +519,7 @@ PRUNED = {  # a weight, and what it must end with
     "key_dialect": ("sections.1.0.conv1.weight", 0.8),
     "pytorch_tags": ("sections.0.1.conv1.weight", 0.5),
 }
+SMALLER = {"resnet-thinned": 0.52, "bert-6layers": 0.54}  # what is left of the parameters
 
 
 def written(name: str, tmp_path: Path) -> tuple[Path, nn.Module]:
@@ -510,7 +541,7 @@ def test_a_published_recipe_runs_or_says_what_cannot(name: str, tmp_path: Path) 
         return
     manager = ScheduledModifierManager.from_yaml(path)
     assert ScheduledModifierManager.from_recipe(manager.recipe).modifiers == manager.modifiers
-    parameters = list(module.parameters())
+    parameters, before = list(module.parameters()), sum(one.numel() for one in module.parameters())
     groups = [{"params": parameters[index::3]} for index in range(3)]
     optimizer = manager.modify(
         module,
@@ -518,6 +549,7 @@ def test_a_published_recipe_runs_or_says_what_cannot(name: str, tmp_path: Path) 
         steps_per_epoch=2,
         distillation_teacher="self",
         grad_sampler=sampler(),
+        example_inputs=torch.zeros(2, 2, 4, 4),
     )
     made = torch.Generator().manual_seed(1)
     for _ in range(2 * manager.max_epochs):
@@ -529,6 +561,8 @@ def test_a_published_recipe_runs_or_says_what_cannot(name: str, tmp_path: Path) 
     if name in PRUNED:
         weight, share = PRUNED[name]
         assert sparsity(module.get_parameter(weight)) == pytest.approx(share, abs=0.02)
+    if name in SMALLER:
+        assert sum(one.numel() for one in module.parameters()) / before == pytest.approx(SMALLER[name], abs=0.02)
 
 
 def test_those_that_cannot_run_are_few() -> None:
