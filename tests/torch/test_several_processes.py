@@ -22,7 +22,8 @@ LAUNCH = {
     "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
     "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
 }
-pytestmark = pytest.mark.timeout(600)
+FEW = ["--train-samples", "320"]  # ten steps an epoch: pruned until epoch 3.6, quantized from epoch 4.2
+pytestmark = pytest.mark.timeout(1400)
 
 
 @pytest.fixture(scope="module")
@@ -116,14 +117,14 @@ def test_a_request_that_cannot_be_is_refused_once(request_: list[str], tmp_path:
 @pytest.mark.parametrize(
     ("fault", "codes", "error"),
     [
-        ("1 80 nan", (5, 5), "error: the loss is nan at step 79"),
-        ("1 80 SIGKILL", (5, -signal.SIGKILL), "error: training: another process of this run is gone"),
+        ("1 25 nan", (5, 5), "error: the loss is nan at step 24"),
+        ("1 25 SIGKILL", (5, -signal.SIGKILL), "error: training: another process of this run is gone"),
     ],
 )
 def test_what_goes_wrong_in_one_is_told_by_the_first(
     fault: str, codes: tuple[int, int], error: str, request_: list[str], tmp_path: Path
 ) -> None:
-    ended = together(request_, tmp_path, "--output", str(tmp_path / "run"), fault=fault)
+    ended = together(request_, tmp_path, *FEW, "--output", str(tmp_path / "run"), fault=fault)
     assert tuple(code for code, _ in ended) == codes, ended
     assert error in ended[0][1]
     assert [said.count("error:") for _, said in ended] == [1, 0]
@@ -135,15 +136,15 @@ def test_a_signal_to_one_stops_all_after_a_checkpoint_that_they_go_on_from(reque
     folders = {name: tmp_path / name for name in ("whole", "cut")}
     for folder in folders.values():
         folder.mkdir()
-    whole = together(request_, folders["whole"], "--output", str(folders["whole"] / "run"))
+    whole = together(request_, folders["whole"], *FEW, "--output", str(folders["whole"] / "run"))
     assert {code for code, _ in whole} <= {0, 6}, whole
-    options = ["--output", str(folders["cut"] / "run")]
-    for fault in ("1 50 SIGTERM", "1 130 SIGTERM"):
+    options = [*FEW, "--output", str(folders["cut"] / "run")]
+    for fault in ("1 15 SIGTERM", "1 33 SIGTERM"):  # epochs 1.5 and 4.8
         (code, said), (other, nothing) = together(request_, folders["cut"], *options, fault=fault)
         assert (code, other) == (130, 130), said
         assert said.count("error: interrupted") == 1
         assert nothing == ""
-        options = [*options[:2], "--resume"]
+        options = [*options[:4], "--resume"]
     resumed = together(request_, folders["cut"], *options)
     assert {code for code, _ in resumed} <= {0, 6}, resumed
     for rank in range(2):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PRUNING = "epoch 2/4 > epoch 2/4"  # the second step of an epoch
 QUANTIZING = "epoch 4/4 > epoch 4/4 > epoch 4/4"
 ROOM = 40_000  # bytes in a file: more than the logs take, less than a checkpoint
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1400)
 
 
 @pytest.fixture
