@@ -45,7 +45,7 @@ def environment(request_: list[str], **more: str) -> dict[str, str]:
 
 def launch(request_: list[str], by: list[str], program: list[str], *more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *by, *program, *request_[1:], *more]
-    return subprocess.run(command, env=environment(request_), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment(request_), capture_output=True, text=True, timeout=600)
 
 
 def together(request_: list[str], out: Path, *more: str, fault: str = "- 0 -") -> list[tuple[int, str]]:
@@ -65,7 +65,7 @@ def together(request_: list[str], out: Path, *more: str, fault: str = "- 0 -") -
         )
         for rank in range(2)
     ]
-    said = [rank.communicate(timeout=300)[1] for rank in ranks]
+    said = [rank.communicate(timeout=600)[1] for rank in ranks]
     return [(rank.returncode, text) for rank, text in zip(ranks, said, strict=True)]
 
 
