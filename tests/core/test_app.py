@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,8 +16,9 @@ from sparsify import Entry, MissingLibraryError, Plugin, RequestError, Session, 
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "PIL", "numpy", "scipy", "pydantic", "rich", "jinja2")
 
 
-def sparsify(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "sparsify", *arguments], capture_output=True, text=True, timeout=60)
+def sparsify(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command, environment = [sys.executable, "-m", "sparsify", *arguments], {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -74,7 +76,6 @@ def test_the_kind_that_does_not_exist_yet_says_so() -> None:
     ("kind", "option", "value", "other"),
     [
         ("one-shot", "--teacher", "disable", "training-aware"),
-        ("one-shot", "--weights", "w.pth", "training-aware"),
         ("one-shot", "--train-kwargs", "{}", "training-aware"),
         ("one-shot", "--train-samples", "9", "training-aware"),
         ("training-aware", "--time-budget", "1h", "one-shot"),
@@ -88,6 +89,26 @@ def test_an_option_without_effect_is_an_error(kind: str, option: str, value: str
         f"error: {option} has no effect in {kind}",
         f"fix: leave {option} out, or use `sparsify run {other}`",
     ]
+
+
+def test_of_several_processes_only_the_first_runs_what_trains_nothing(tmp_path: Path) -> None:
+    request = [
+        "run",
+        "one-shot",
+        "--use-case",
+        "ic",
+        "--model",
+        "m.onnx",
+        "--data",
+        "d",
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    second = sparsify(*request, RANK="1", WORLD_SIZE="2")
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+    assert not (tmp_path / "run").exists()
+    for alone in ({"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "1", "WORLD_SIZE": "1"}):
+        assert sparsify(*request, **alone).stderr.startswith("error: --model: m.onnx does not exist")
 
 
 def test_underscores_and_hyphens_are_equal() -> None:

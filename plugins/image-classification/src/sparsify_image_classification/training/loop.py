@@ -229,7 +229,8 @@ def go_on(run: Run, state: Mapping[str, Any]) -> None:
     if run.average is not None:
         device = run.feed.place.device
         run.average.steps = state["average"]["steps"]
-        run.average.tensors = {name: value.to(device) for name, value in state["average"]["tensors"].items()}
+        held = state["average"]["tensors"].items()
+        run.average.tensors = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in held}
     run.epoch, run.step, run.at_once = state["epoch"], state["step"], state["at_once"]
     own = state["own"][run.feed.place.rank]
     run.loss = None if own["loss"] is None else own["loss"].to(run.feed.place.device)
