@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Time how fast training images are fed, beside torchvision's ImageFolder and DataLoader, in turns; print a table row.
+"""Time how fast training images are fed, beside torchvision's ImageFolder and DataLoader, in turns; print JSON.
 
     python benchmarks/data_loading.py DATA --size 32 [--batch 128] [--epochs 5]
 
 DATA holds train/class/image. Both sides read the same files and change them alike: up to 64 px a crop after padding and
 a mirror, above it a crop of random size and shape, resized, and a mirror; then numbers by ImageNet's mean and std.
-Each takes the count of workers at which it is fastest. One epoch of each in turn; the first one, which reads the files,
-is told apart. It needs torchvision.
+First the CPU time that an image takes in a second epoch, in one thread, which other work on the machine hardly changes.
+Then images a second, each side with the count of workers at which it is fastest, one epoch of each in turn; the first
+one, which reads the files, is told apart. It needs torchvision.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ from torchvision.datasets import ImageFolder
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALLEST = 0.25  # share of the area that is cropped at least
-WORKERS = (1, 2, 3, 4)
+WORKERS = (1, 2, 3)
+COUNTED = 10  # batches whose CPU time is taken
 Epoch = Callable[[int], Iterator[Any]]
 
 
@@ -76,6 +79,26 @@ def rate(epoch: Iterator[Any]) -> float:
     return images / (time.perf_counter() - began)
 
 
+def cpu_ms(batches: Iterator[Any], again: Iterator[Any]) -> float:
+    """Return the CPU time of an image in milliseconds, after as many batches to warm up."""
+    for _ in islice(batches, COUNTED):
+        pass
+    began, images = time.process_time(), 0
+    for batch, _ in islice(again, COUNTED):
+        images += len(batch)
+    return 1000 * (time.process_time() - began) / images
+
+
+def compare_cpu(data: Path, size: int, batch: int, folder: Path) -> dict[str, float]:
+    """Return CPU milliseconds an image of both sides, each in one process and one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    loader, ours = their_loader(data, size, batch, 0), our_epoch(our_feed(data, size, batch, 1, folder))
+    found = {"torchvision": cpu_ms(iter(loader), iter(loader)), "sparsify": cpu_ms(ours(0), ours(0))}
+    torch.set_num_threads(threads)
+    return {side: round(value, 4) for side, value in found.items()}
+
+
 def fastest(make: Callable[[int], Epoch]) -> tuple[int, Epoch]:
     """Return the workers that give the most images a second in a second epoch, and the side made with them."""
     found = {}
@@ -97,6 +120,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        cpu = compare_cpu(asked.data, asked.size, asked.batch, Path(folder))
+        print(json.dumps({"cpu_ms_an_image": cpu}), flush=True)
 
         def ours(workers: int) -> Epoch:
             return our_epoch(our_feed(asked.data, asked.size, asked.batch, workers, Path(folder)))
@@ -111,6 +136,7 @@ def main() -> None:
     medians = [statistics.median(row[side] for row in later) for side in (0, 1)]
     result = {
         "size": asked.size,
+        "cpu_ms_an_image": cpu,
         "torchvision": {"workers": their_workers, "first": first[0], "later": medians[0]},
         "sparsify": {"workers": our_workers, "first": first[1], "later": medians[1]},
         "ratio": statistics.median(own / other for other, own in later),
