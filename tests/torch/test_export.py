@@ -14,16 +14,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from sparsify import Context, Model, RequestError, StageError
-from sparsify_onnx import lower
+from sparsify_onnx import FORMAT, lower, weight_layers
 from sparsify_onnx.quantization import QuantizationModifier
 from sparsify_onnx.runtime import open_session
 from sparsify_torch import qat
 from sparsify_torch.export_graph import clean_copy
 from sparsify_torch.export_onnx import export, export_model
+from sparsify_torch.layers import find_blocks
+from sparsify_torch.thinning import thin
 from torch import Tensor, nn
 
 from tests.onnx.models import dataset
 from tests.torch.qat_nets import Encoder, ResNet20, Swish, Toy
+from tests.torch.thinnable import IMAGES, Blocks
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 RESNET20 = SHARED / "models" / "resnet20_cifar10jpg.pth"
@@ -350,3 +353,25 @@ def test_resnet20_agrees_layer_by_layer_and_as_a_whole(tmp_path: Path) -> None:
     assert max(steps.values()) <= 1, steps
     assert agreement(tmp_path / "model.onnx", module, images) >= 0.99  # of noise, where classes are close
     assert open_session(tmp_path / "model.onnx", 1).facts["int8_executed"] == 20
+
+
+def test_layers_keep_their_names_where_others_are_gone() -> None:
+    """Two exports of one network are compared layer by layer, the second without a block and with fewer channels."""
+    torch.manual_seed(0)
+    dense = Blocks().eval()
+    reference = export(dense, IMAGES[0])
+    thinner = copy.deepcopy(dense)
+    (block,) = (block for block in find_blocks(thinner, IMAGES) if block.path == "body.2")
+    thin(thinner, IMAGES, target=0.6, multiple=8, blocks=[block], ignore=["stem"])
+    candidate = export(thinner, IMAGES[0])
+    names = [layer.name for layer in weight_layers(reference.value)]
+    assert names[:3] == ["stem", "body.0.one", "body.0.two"]
+    gone = {"body.2.one", "body.2.two"}
+    assert {layer.name for layer in weight_layers(candidate.value)} == set(names) - gone
+    wide, narrow = (
+        {one: module.get_submodule(one).weight.shape[0] for one in names if one not in gone}
+        for module in (dense, thinner)
+    )
+    found = FORMAT.compare(reference, candidate, dataset(reference.value, 4), 2, None)
+    assert set(found) == {one for one in wide if wide[one] == narrow[one]}
+    assert found["stem"]["sqnr_db"] > 100

@@ -59,8 +59,8 @@ def build_metrics(
     late = asked.target_speedup is not None and ratio.low > 1 / asked.target_speedup
     verdict = judge(changed=bool(recipe.steps), verified=verified, drop=drop, budget=points, slower=slower, late=late)
     files = plan.model_format.files
-    before = _side(files(plan.model_path), "baseline", {deciding: score}, measured, loaded)
-    after = _side(files(artefact), "optimized", {deciding: new_score}, measured, loaded)
+    before = _side(files(plan.model_path), "baseline", {deciding: score}, measured, loaded.description.computing)
+    after = _side(files(artefact), "optimized", {deciding: new_score}, measured, description.computing)
     before["macs"], after["macs"] = (sum(one.macs for one in side.layers) for side in (loaded.description, description))
     return {
         "schema": 1,
@@ -144,10 +144,10 @@ def near_chance(baseline: Evaluation, data: Data, metrics: Sequence[Metric]) -> 
 
 
 def _side(
-    files: Sequence[Path], name: str, deciding: Mapping[str, float], measured: Measured, loaded: Loaded
+    files: Sequence[Path], name: str, deciding: Mapping[str, float], measured: Measured, computing: int
 ) -> dict[str, Any]:
     evaluation = measured.pair.baseline if name == "baseline" else measured.pair.candidate
-    values, computing = {**deciding, **evaluation.values}, loaded.description.computing
+    values = {**deciding, **evaluation.values}
     return {
         "model": str(files[0]),
         "bytes": sum(file.stat().st_size for file in files),
