@@ -43,7 +43,7 @@ def start(
     path = os.pathsep.join([str(folder.parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300, preexec_fn=limit
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600, preexec_fn=limit
     )
 
 
