@@ -12,9 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparsify import RequestError, StageError
+from sparsify_torch.channels import choose, macs, steps
 from sparsify_torch.coupling import couple
+from sparsify_torch.importance import score_groups
 from sparsify_torch.removal import apply_step, apply_structure, describe_removal, remap_optimizer
-from sparsify_torch.thinning import check_removal, silenced, thin
+from sparsify_torch.thinning import check_removal, cost_of, silenced, thin
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -319,3 +321,27 @@ def test_random_networks(plan: list[tuple[str, int]], seed: int) -> None:
     silent = silenced(module, coupling, units)
     apply_step(module, describe_removal(module, coupling, units))
     torch.testing.assert_close(module(*inputs), silent(*inputs), rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    plan=st.lists(st.tuples(st.sampled_from(["plain", "add", "join"]), st.integers(4, 16)), min_size=1, max_size=5),
+    seed=st.integers(0, 99),
+    share=st.floats(0.4, 0.95),
+    multiple=st.sampled_from([1, 2, 4]),
+)
+def test_nothing_goes_that_the_target_does_not_need(
+    plan: list[tuple[str, int]], seed: int, share: float, multiple: int
+) -> None:
+    torch.manual_seed(seed)
+    module, inputs = settled(Grown(plan), seed), (torch.randn(2, 3, 2, 2),)
+    coupling = couple(module, inputs)
+    worths = score_groups(module, coupling)
+    choice = choose(coupling, worths, share, multiple=multiple)
+    target = max(share, choice.least) * cost_of(coupling, macs)
+    assert cost_of(coupling, macs, choice.units) == pytest.approx(choice.cost * cost_of(coupling, macs))
+    assert cost_of(coupling, macs, choice.units) <= target * (1 + 1e-6)
+    for group, worth in zip(coupling.groups, worths, strict=True):
+        gone = [step for step in steps(group, coupling, worth, multiple) if choice.units.issuperset(step)]
+        if gone:
+            assert cost_of(coupling, macs, choice.units - set(gone[-1])) > target

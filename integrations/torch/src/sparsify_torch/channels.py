@@ -63,7 +63,8 @@ def choose(
     """Choose removals until the cost is at most `target` of the whole.
 
     The next removal is that with the least worth lost per cost saved. Worth is lost as minus the logarithm of what its
-    group keeps, so that no group is emptied because its neighbours are dearer. skip: positions of groups to leave.
+    group keeps, so that no group is emptied because its neighbours are dearer. Removals that a later, larger one made
+    needless are given back. skip: positions of groups to leave.
     """
     ladders = {
         place: steps(group, coupling, worth, multiple)
@@ -74,12 +75,14 @@ def choose(
     whole = bill.total()
     least = bill.total({unit for ladder in ladders.values() for step in ladder for unit in step})
     gone: set[int] = set()
+    taken: dict[int, list[tuple[int, ...]]] = {place: [] for place in ladders}
     kept = dict.fromkeys(ladders, 1.0)
     offers = {place: bill.saving(gone, ladder[0]) for place, ladder in ladders.items() if ladder}
     now = whole
     while offers and now > target * whole * (1 + 1e-9):
         place = min(offers, key=lambda place: _price(worths[place], kept[place], ladders[place][0], offers[place]))
         step = ladders[place].pop(0)
+        taken[place].append(step)
         now -= offers.pop(place)
         gone |= set(step)
         kept[place] -= _lost(worths[place], step)
@@ -87,7 +90,24 @@ def choose(
         for other, ladder in ladders.items():
             if ladder and (other == place or touched & bill.touched(ladder[0])):
                 offers[other] = bill.saving(gone, ladder[0])
+    gone, now = _give_back(bill, worths, taken, gone, target * whole)
     return Choice(frozenset(gone), now / whole, least / whole)
+
+
+def _give_back(
+    bill: _Bill, worths: Sequence[Worth], taken: Mapping[int, list[tuple[int, ...]]], gone: set[int], most: float
+) -> tuple[set[int], float]:
+    """Keep the cost below `most` with as few removals as that takes: the dearest come back first."""
+    now = bill.total(gone)
+    for place in sorted(taken, key=lambda place: -worths[place].group * _lost(worths[place], sum(taken[place], ()))):
+        while taken[place]:
+            without = gone - set(taken[place][-1])
+            cost = bill.total(without)
+            if cost > most * (1 + 1e-9):
+                break
+            gone, now = without, cost
+            taken[place].pop()
+    return gone, now
 
 
 def _lost(worth: Worth, step: Sequence[int]) -> float:
