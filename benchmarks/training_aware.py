@@ -26,7 +26,7 @@ from sparsify import Recipe, dump_recipe, load_recipe
 CONTROL = """training_modifiers:
 - !EpochRangeModifier {{start_epoch: 0.0, end_epoch: {epochs}}}
 distillation_modifiers:
-- !DistillationModifier {{hardness: 0.5, temperature: 2.0}}
+- !DistillationModifier {{hardness: 1.0, temperature: 4.0}}
 """
 ROWS = ("dense", "70 % + INT8", "90 % + INT8", "structured + INT8", "structured, float")
 BATCHES = (1, 16)
