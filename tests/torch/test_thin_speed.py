@@ -53,7 +53,7 @@ def test_a_mix_is_chosen_for_the_speed_asked_for(monkeypatch: pytest.MonkeyPatch
 
         return Ratio(value, value, value)
 
-    monkeypatch.setattr(mixing, "measured_cost", lambda threads: macs)
+    monkeypatch.setattr(mixing, "measured_cost", lambda threads, kept: macs)
     monkeypatch.setattr(mixing, "speedups", by_macs)
     module = settled(Blocks())
     dense = copy.deepcopy(module)
