@@ -37,7 +37,7 @@ def request_(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     _, data = write_demo(folder / "demo")
     fixed = ["run", "training-aware", "--use-case", "image-classification", "--model", "tiny_network:Net"]
     fixed += ["--data", str(data), "--threads", "1", "--teacher", "disable", "--max-drop", "none", "--quiet", "--json"]
-    kwargs = {"epochs": 6, "image_size": 8, "batch_size": 16, "lr": 0.1, "flip": False, "ema": 0.5}
+    kwargs = {"epochs": 6, "dense_epochs": 0, "image_size": 8, "batch_size": 16, "lr": 0.1, "flip": False, "ema": 0.5}
     return [str(folder), *fixed, "--train-kwargs", json.dumps(kwargs)]
 
 
@@ -118,10 +118,12 @@ def test_two_processes_take_out_the_same_channels_and_go_on_learning(request_: l
 
 def test_accelerate_launches_it_too(request_: list[str], tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
-    level = ["--optim-level", "0", "--output", str(tmp_path / "run")]
-    done = launch(request_, LAUNCH["accelerate"], ["-m", "sparsify"], *level)
+    level = ["--optim-level", "0", "--output", str(tmp_path / "run")]  # trains the dense model, and nothing else
+    dense = [*request_[:-1], request_[-1].replace('"dense_epochs": 0', '"dense_epochs": 2')]
+    done = launch(dense, LAUNCH["accelerate"], ["-m", "sparsify"], *level)
     assert done.returncode == 0, done.stderr[-3000:]
     assert metrics_of(done.stdout)["verdict"] == "baseline"
+    assert (tmp_path / "run" / "training_artifacts" / "dense" / "best.pt").is_file()
 
 
 def test_a_request_that_cannot_be_is_refused_once(request_: list[str], tmp_path: Path) -> None:

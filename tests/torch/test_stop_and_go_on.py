@@ -30,7 +30,8 @@ def request_(tmp_path: Path) -> list[str]:
     fixed = ["run", "training-aware", "--use-case", "image-classification", "--model", "tiny_network:Net"]
     fixed += ["--data", str(data), "--threads", "1", "--max-drop", "none", "--quiet"]
     fixed += ["--train-samples", "160", "--calibration-samples", "16", "--val-samples", "100"]
-    return [*fixed, "--train-kwargs", '{"epochs": 4, "image_size": 8, "batch_size": 32, "ema": 0.5}']
+    kwargs = {"epochs": 4, "dense_epochs": 0, "image_size": 8, "batch_size": 32, "ema": 0.5}
+    return [*fixed, "--train-kwargs", json.dumps(kwargs)]
 
 
 def start(
