@@ -374,7 +374,7 @@ def test_a_teacher_is_the_dense_module_a_file_or_none(digits: Path, tmp_path: Pa
     modifiers = [*pruning(2), DistillationModifier(hardness=1.0)]
     given = {"train_samples": 200}
     torch.save(start(digits, tmp_path, **given)[0].value.state_dict(), tmp_path / "same.pt")
-    dense = fit(digits, tmp_path / "dense", modifiers, **given)
+    dense = fit(digits, tmp_path / "dense", modifiers, teacher="self", **given)
     named = fit(digits, tmp_path / "named", modifiers, teacher=str(tmp_path / "same.pt"), **given)
     none = fit(digits, tmp_path / "none", modifiers, teacher="disable", **given)
     assert same(dense.value, named.value)
