@@ -18,7 +18,7 @@ _PUBLIC = {
     "errors": "ExitCode MissingLibraryError PluginError RequestError SparsifyError StageError Stopped UnreadableSample",
     "evaluation": "evaluate",
     "experiment": "Experiment make_experiment",
-    "formats": "find_format find_runtime fit load_runtime",
+    "formats": "find_format find_runtime fit installed_runtimes load_runtime",
     "hooks": "Entry hookimpl",
     "inference": "Pipeline check_inputs",
     "levels": "parse_duration parse_memory target_sparsity",

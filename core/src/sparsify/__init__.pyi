@@ -16,6 +16,7 @@ from sparsify.experiment import make_experiment as make_experiment
 from sparsify.formats import find_format as find_format
 from sparsify.formats import find_runtime as find_runtime
 from sparsify.formats import fit as fit
+from sparsify.formats import installed_runtimes as installed_runtimes
 from sparsify.formats import load_runtime as load_runtime
 from sparsify.hooks import Entry as Entry
 from sparsify.hooks import hookimpl as hookimpl

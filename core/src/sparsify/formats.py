@@ -49,6 +49,11 @@ def find_runtime(name: str, plugins: Plugins) -> Offer:
     return offer
 
 
+def installed_runtimes(plugins: Plugins) -> list[str]:
+    """Name the runtimes whose libraries are installed."""
+    return [offer.entry.name for offer in plugins.offers("runtimes") if not missing(offer.entry)]
+
+
 def load_runtime(name: str, plugins: Plugins) -> Callable[[Path, int], Session]:
     """Import a runtime's `open_session`, for the precision in NAME:PRECISION; raises RequestError where it has none."""
     opener: Callable[..., Session] = load_target(find_runtime(name, plugins))

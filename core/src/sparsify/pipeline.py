@@ -17,10 +17,10 @@ from sparsify.contracts import Data, DataRequest, Model, fixed_batch
 from sparsify.errors import RequestError, StageError
 from sparsify.evaluation import evaluate
 from sparsify.experiment import Experiment
-from sparsify.formats import convert, find_runtime
+from sparsify.formats import convert, find_runtime, installed_runtimes
 from sparsify.levels import parse_memory
 from sparsify.outcome import SLOWER, Measured, build_metrics, exit_code, near_chance
-from sparsify.plugins import Plugins, load_plugins, missing
+from sparsify.plugins import Plugins, load_plugins
 from sparsify.recipe import Recipe, dump_recipe
 from sparsify.remembering import OUTPUT_BYTES, Outputs
 from sparsify.resolve import Loaded, Plan, request_of, resolve
@@ -260,8 +260,7 @@ def verify(search: Search, model: Model, artefact: Path) -> Measured:
 def time_runtimes(search: Search, artefact: Path) -> Mapping[str, Mapping[str, Timing]]:
     """Time baseline and artefact on the runtimes asked for and on all others that are installed, all in turns."""
     asked = search.plan.experiment.runtime
-    others = {offer.entry.name for offer in search.plan.plugins.offers("runtimes") if not missing(offer.entry)}
-    others -= {name.partition(":")[0] for name in asked}
+    others = set(installed_runtimes(search.plan.plugins)) - {name.partition(":")[0] for name in asked}
     runtimes = [*asked, *(name for name in sorted(others) if search.runs(artefact, name))]
     timings = search.time(artefact, runtimes, BLOCKS, BLOCK_S)
     if time_ratio(timings[asked[0]]["optimized"], timings[asked[0]]["baseline"]).low > SLOWER:

@@ -79,10 +79,11 @@ class Search:
 
     def runs(self, path: Path, runtime: str) -> bool:
         """Say whether a runtime that nobody asked for runs a file and the model as it came; notes why it does not."""
+        _, inputs = self._batch()
         try:
             for candidate in self._candidates(path, runtime):
                 with closing(candidate.open()) as session:
-                    session.run(self._batch()[1])
+                    session.run(inputs)
         except MissingLibraryError:
             return False
         except Exception as error:  # noqa: BLE001 - the run has its result without it

@@ -28,9 +28,9 @@ from sparsify import (
     environment,
     find_runtime,
     fit,
+    installed_runtimes,
     load_plugins,
     load_runtime,
-    missing,
     speed_words,
     time_interleaved,
     time_ratio,
@@ -90,7 +90,7 @@ def benchmark(
 
 def named_runtimes(names: Sequence[str], plugins: Plugins) -> tuple[str, ...]:
     """Resolve `all` to every runtime whose libraries are installed."""
-    installed = [offer.entry.name for offer in plugins.offers("runtimes") if not missing(offer.entry)]
+    installed = installed_runtimes(plugins)
     return tuple(dict.fromkeys(one for name in names for one in (installed if name == ALL else [name])))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sparsify import Ratio, Recipe, RequestError, Search, Step, missing, time_ratio
+from sparsify import Ratio, Recipe, RequestError, Search, Step, installed_runtimes, time_ratio
 
 SAMPLES = 8  # to calibrate a model whose answers nobody reads
 SCATTERED = "unstructured"
@@ -41,8 +41,7 @@ def foresee(search: Search, recipe: Recipe) -> Recipe:
 
 def _out_of_reach(search: Search, rough: Path, target: float, reached: Ratio) -> RequestError:
     runtime = search.plan.experiment.runtime[0]
-    offers = [offer.entry for offer in search.plan.plugins.offers("runtimes")]
-    others = _ratios(search, rough, [one.name for one in offers if one.name != runtime and not missing(one)])
+    others = _ratios(search, rough, [name for name in installed_runtimes(search.plan.plugins) if name != runtime])
     speeds = {name: 1 / ratio.value for name, ratio in others.items()}
     best = max(speeds, key=speeds.__getitem__, default="")
     least = 1 / reached.value - 0.05
