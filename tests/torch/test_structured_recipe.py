@@ -161,10 +161,10 @@ def steps_of(run: Path) -> dict[str, Any]:
 def test_blocks_and_channels_go_and_the_report_says_so(
     request_: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    metrics = finished([*request_, "--sparsity", "structured"], capsys)
+    # a quarter of the multiplications is out of reach of channels alone, in multiples of 16
+    metrics = finished([*request_, "--sparsity", "structured", "--optim-level", "1"], capsys)
     steps = steps_of(tmp_path / "run")
-    assert steps["LayerPruningModifier"]["layers"]
-    assert metrics["optimized"]["macs"] <= 0.5 * metrics["baseline"]["macs"]
+    assert metrics["optimized"]["macs"] <= 0.25 * metrics["baseline"]["macs"]
     left = [layer for layer in metrics["layers"] if layer["shape_after"] is not None]
     assert metrics["optimized"]["quantized"] == {"int8": len(left), "of": len(left)}
     gone = [layer for layer in metrics["layers"] if layer["shape_after"] is None]
