@@ -114,6 +114,17 @@ def test_torchvision_models_by_name(digits: Path) -> None:
     assert "resnet50" in caught.value.fix
 
 
+def test_extra_classifiers_are_left_out_and_their_weights_passed_over(digits: Path, tmp_path: Path) -> None:
+    models = pytest.importorskip("torchvision.models", exc_type=(ImportError, RuntimeError))
+    whole = models.get_model("googlenet", weights=None, num_classes=10, init_weights=False)
+    torch.save(whole.state_dict(), tmp_path / "whole.pt")
+    asked = experiment(digits, model="googlenet", weights=str(tmp_path / "whole.pt"), train_kwargs={"image_size": 64})
+    model = load(asked).value
+    assert model.train()(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
+    assert torch.equal(model.fc.weight, whole.fc.weight)
+    assert model.transform_input, "as torchvision sets it beside its own weights"
+
+
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
 def test_torchvision_is_named_where_it_is_missing(digits: Path) -> None:
     with pytest.raises(MissingLibraryError, match="torchvision"):

@@ -1,28 +1,22 @@
-"""Make the module that --model names: ours, torchvision's, timm's, a factory's, or a checkpoint's own."""
+"""Load the module that --model names, with its weights, and a fresh last layer where the data's classes are others."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
-from sparsify import Experiment, MissingLibraryError, Model, RequestError
+from sparsify import Experiment, Model, RequestError
 from torch import Tensor, nn
 
 from sparsify_image_classification.forms import count_classes
-from sparsify_image_classification.training.cifar_resnet import cifar_resnet20
+from sparsify_image_classification.training.factories import factory
 from sparsify_image_classification.training.heads import put_head
 from sparsify_image_classification.training.options import read_options
 from sparsify_image_classification.training.weights import Weights, fit_weights, read_weights
 
-Factory = Callable[[int], nn.Module]
-OWN: Mapping[str, Factory] = MappingProxyType({"cifar_resnet20": cifar_resnet20})
-SIZES: Mapping[str, int] = MappingProxyType({"cifar_resnet20": 32})
+SIZES: Mapping[str, int] = MappingProxyType({"cifar_resnet20": 32, "inception_v3": 299})
 ANY_SIZE = 224
 
 
@@ -84,9 +78,11 @@ def load_teacher(said: str, experiment: Experiment, classes: int) -> nn.Module:
 def make(name: str, classes: int, weights: Weights | None = None) -> nn.Module:
     """Make a network by name with so many classes; raises RequestError with the nearest name."""
     torch.manual_seed(0)  # fresh weights are the same in every run and every process
-    module = _factory(name)(classes)
+    module = factory(name)(classes)
     if weights:
         fit_weights(module, weights, name)
+        if hasattr(module, "transform_input"):  # torchvision's GoogLeNet and Inception have it set beside weights
+            module.transform_input = True  # type: ignore[assignment]
     return module.eval()
 
 
@@ -95,7 +91,7 @@ def _brings_weights(name: str, classes: int, module: nn.Module) -> bool:
     if ":" not in name or name.startswith("timm:"):
         return False
     torch.manual_seed(1)
-    other = dict(_factory(name)(classes).named_parameters())
+    other = dict(factory(name)(classes).named_parameters())
     weights = {key: value for key, value in module.named_parameters() if value.dim() > 1}
     return bool(weights) and all(key in other and torch.equal(value, other[key]) for key, value in weights.items())
 
@@ -113,69 +109,6 @@ def _architecture(model: str, weights: Weights | None) -> str:
         problem = f"--model: {model} holds weights, but not the name of their architecture (arch_key)"
         raise RequestError(problem, fix=f"name it: --model NAME --weights {model}")
     return weights.arch
-
-
-def _factory(name: str) -> Factory:
-    if name in OWN:
-        return OWN[name]
-    if name.startswith("timm:"):
-        return _from_timm(name.removeprefix("timm:"))
-    if ":" in name:
-        return _from_module(name)
-    return _from_torchvision(name)
-
-
-def _from_timm(name: str) -> Factory:
-    try:
-        timm = importlib.import_module("timm")
-    except ImportError:
-        raise MissingLibraryError(f"--model: timm:{name} needs timm", fix="pip install timm") from None
-    if not timm.is_model(name):
-        raise _unknown(f"timm:{name}", [f"timm:{known}" for known in timm.list_models()])
-    return lambda classes: timm.create_model(name, pretrained=False, num_classes=classes)
-
-
-def _from_torchvision(name: str) -> Factory:
-    try:
-        models = importlib.import_module("torchvision.models")
-    except (ImportError, RuntimeError):  # RuntimeError: built for another torch
-        near = get_close_matches(name, OWN, n=1)
-        if near:
-            raise _unknown(name, list(OWN)) from None
-        problem = f"--model: '{name}' is none of {', '.join(OWN)}; other names are torchvision's, which does not import"
-        raise MissingLibraryError(problem, fix="pip install torchvision, or give package.module:factory") from None
-    known = models.list_models(module=models)
-    if name not in known:
-        raise _unknown(name, [*OWN, *known])
-    return lambda classes: models.get_model(name, weights=None, num_classes=classes)
-
-
-def _from_module(name: str) -> Factory:
-    place, _, attribute = name.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(place), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        fix = "give package.module:factory of an importable module; PYTHONPATH=. makes the current folder importable"
-        raise RequestError(f"--model: {name} cannot be imported: {error}", fix=fix) from None
-    takes = inspect.signature(found).parameters if callable(found) else {}
-
-    def build(classes: int) -> nn.Module:
-        module = found(num_classes=classes) if "num_classes" in takes else found() if callable(found) else None
-        if not isinstance(module, nn.Module):
-            problem = f"--model: {name} gives {type(module).__name__}, not a torch.nn.Module"
-            raise RequestError(problem, fix="name a function that returns the module; it may take num_classes")
-        return module
-
-    return build
-
-
-def _unknown(name: str, known: list[str]) -> RequestError:
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    names = ", ".join(near)
-    fix = (
-        f"did you mean {names}?" if near else f"use {', '.join(OWN)}, torchvision's names, timm:NAME or module:factory"
-    )
-    return RequestError(f"--model: there is no model '{name}'", fix=fix)
 
 
 def _size(name: str, module: nn.Module) -> int:

@@ -83,7 +83,7 @@ def fit_weights(module: nn.Module, weights: Weights, what: str) -> None:
         for name, value in wanted.items()
         if name in weights.tensors and value.shape != weights.tensors[name].shape
     ]
-    strange = [name for name in weights.tensors if name not in wanted]
+    strange = [name for name in weights.tensors if name not in wanted and not _left_out(module, name)]
     for name in wanted:
         if name in weights.tensors or name.endswith("num_batches_tracked"):
             continue
@@ -95,3 +95,8 @@ def fit_weights(module: nn.Module, weights: Weights, what: str) -> None:
         problem = f"{weights.path} does not fit {what}: {'; '.join(odd[:SHOWN])}{more}"
         raise RequestError(problem, fix="give the weights of this model, or name the model that they are of")
     module.load_state_dict(dict(weights.tensors), strict=False)
+
+
+def _left_out(module: nn.Module, name: str) -> bool:
+    """Say whether a weight is of a part that this network could have and does not: an extra classifier."""
+    return getattr(module, name.partition(".")[0], module) is None
