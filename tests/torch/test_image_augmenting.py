@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from sparsify_image_classification.training.augment import (
 )
 from sparsify_image_classification.training.averaging import Average
 from sparsify_image_classification.training.options import TrainOptions
-from sparsify_image_classification.training.stepping import largest_norm, rate_at
+from sparsify_image_classification.training.stepping import largest_norm, much_to_learn, peak_rate, rate_at
+from sparsify_torch import ScheduledModifierManager
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -212,3 +214,32 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
 )
 def test_gradients_are_clipped_where_no_norm_holds_them(layers: Any, clip_grad: Any, most: float) -> None:
     assert largest_norm(nn.Sequential(*layers), TrainOptions(clip_grad=clip_grad)) == most
+
+
+def pruned(final: str, params: str = "__ALL_PRUNABLE__", name: str = "MagnitudePruning") -> str:
+    epochs = "start_epoch: 0, end_epoch: 2, update_frequency: 0.5"
+    return f"- !{name}Modifier {{params: {params}, init_sparsity: 0.05, final_sparsity: {final}, {epochs}}}"
+
+
+@pytest.mark.parametrize(
+    ("step", "untrained", "much"),
+    [
+        ("- !QuantizationModifier {start_epoch: 1}", False, False),
+        ("- !QuantizationModifier {start_epoch: 1}", True, True),
+        (pruned("0.8"), False, False),
+        (pruned("0.9"), False, True),
+        (pruned("{0.7: [a, b, c], 0.9: [d]}", "[]"), False, False),
+        (pruned("{0.7: [a], 0.9: [b, c, d]}", "[]"), False, True),
+        (pruned("0.5", name="StructuredPruning"), False, True),
+        ("- !LayerPruningModifier {layers: [a]}", False, True),
+        ("- !ConstantPruningModifier {params: [a]}", False, True),  # who knows how much of them is zero
+    ],
+)
+def test_trained_weights_that_mostly_stay_are_trained_at_lower_rates(
+    step: str, untrained: bool, much: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"modifiers:\n{step}\n")
+    manager = ScheduledModifierManager.from_yaml(tmp_path / "recipe.yaml")
+    assert much_to_learn(manager, untrained) is much
+    assert peak_rate(TrainOptions(), 256, much) == pytest.approx(0.1 if much else 0.04)
+    assert peak_rate(TrainOptions(lr=0.3), 256, much) == 0.3
