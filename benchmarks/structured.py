@@ -134,7 +134,7 @@ def ways(
     dense: nn.Module, inputs: tuple[Tensor], data: Batches, threads: int
 ) -> dict[str, Callable[[nn.Module], Thinned]]:
     """Return by name how to thin a copy of the dense module."""
-    ranked = rank_blocks(dense, inputs, macs)
+    ranked = rank_blocks(dense, inputs, macs, 8, data)
 
     def whole_blocks(module: nn.Module) -> Thinned:
         for count in range(1, len(ranked) + 1):

@@ -6,6 +6,7 @@ import copy
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,12 +104,29 @@ def test_blocks_and_channels_in_one_structure() -> None:
     assert torch.equal(dense(*IMAGES), module(*IMAGES))
 
 
-def test_a_block_that_does_little_comes_first() -> None:
+def quieten(block: Any) -> None:
+    """Let a block's branch do next to nothing."""
+    block.last.weight.data *= 1e-4
+    block.last.bias.data *= 1e-4
+    block.last.running_mean.zero_()
+
+
+def test_blocks_that_do_little_come_first() -> None:
     module = settled(Blocks())
-    module.body[2].last.weight.data *= 1e-4
-    module.body[2].last.bias.data *= 1e-4
-    module.body[2].last.running_mean.zero_()
-    assert rank_blocks(module, IMAGES, macs)[0].path == "body.2"
+    quieten(module.body[2])
+    assert rank_blocks(module, IMAGES, macs, 1)[0].path == "body.2"
+    quieten(module.body[0])
+    ranked = [block.path for block in rank_blocks(module, IMAGES, macs, 8)]
+    assert set(ranked[:2]) == {"body.0", "body.2"}
+    assert sorted(ranked) == sorted(block.path for block in find_blocks(module, IMAGES))
+
+
+def test_samples_say_what_a_block_does_where_there_are_any() -> None:
+    """Example inputs are zeros, where a trainer makes them for their shape."""
+    module, data = settled(Blocks()), [(IMAGES[0], None)]
+    assert rank_blocks(module, IMAGES, macs, 8, data) == rank_blocks(
+        module, (torch.zeros_like(IMAGES[0]),), macs, 8, data
+    )
 
 
 def test_attention_that_returns_two_values_is_no_block() -> None:

@@ -37,7 +37,8 @@ def load(experiment: Experiment) -> Model:
     module = make(name, fixed or classes, weights)
     trained = weights is not None or _brings_weights(name, classes, module)
     size = read_options(experiment.train_kwargs).image_size or _size(name, module)
-    example = torch.zeros(2, _channels(module), size, size)
+    # no zeros: what channels and blocks do is compared on it where they are taken out
+    example = torch.randn(2, _channels(module), size, size, generator=torch.Generator().manual_seed(0))
     width = _check_output(name, module, example)
     notes = [f"model {name}, {classes} classes, images of {size} px"]
     if not trained:
