@@ -12,6 +12,7 @@ from sparsify_torch import ScheduledModifierManager, apply_structure
 from sparsify_torch.channels import macs
 from sparsify_torch.coupling import couple
 from sparsify_torch.gradual_pruning import GMPruningModifier
+from sparsify_torch.layer_distillation import PerLayerDistillationModifier
 from sparsify_torch.layer_pruning import LayerPruningModifier
 from sparsify_torch.layer_thinning import LayerThinningModifier
 from sparsify_torch.quantization import QuantizationModifier
@@ -227,6 +228,42 @@ def test_resume_is_undisturbed(name: str, stop: int, make: Any, layout: Any) -> 
     assert same(module.state_dict(), again.state_dict())
     assert same(optimizer.state_dict(), resumed.state_dict())
     assert same(manager.state_dict(), other.state_dict())
+
+
+def features(module: nn.Module, names: list[str], images: Tensor) -> dict[str, Tensor]:
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        module.get_submodule(name).register_forward_hook(lambda _, __, made, name=name: seen.update({name: made}))
+        for name in names
+    ]
+    with torch.no_grad():
+        module(images)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def test_features_of_layers_that_are_gone_are_learnt_no_more() -> None:
+    """Those of the layers that stay are, and a teacher keeps its own layers."""
+    module, teacher = net(), net(1).eval()
+    layers = ("body.0.two", "body.1.two", "body.2.two")
+    modifiers = [
+        PerLayerDistillationModifier(gain=0.5, normalize=False, student_layer_names=layers),
+        LayerPruningModifier(layers=("body.1",), start_epoch=0.25),
+    ]
+    _, optimizer = attach(modifiers, module, distillation_teacher=teacher)
+    module.train()
+    for images, targets in batches(3):
+        loss = cross_entropy(module(images), targets)
+        left = [name for name in layers if name in dict(module.named_modules())]
+        whole = optimizer.loss_update(loss)
+        own, other = features(module, left, images), features(teacher, left, images)
+        taught = sum(float((own[name] - other[name]).square().mean()) for name in left)
+        assert whole.item() == pytest.approx(loss.item() + 0.5 * taught, rel=1e-4)
+        whole.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert left == ["body.0.two", "body.2.two"]
 
 
 def test_the_structure_makes_a_fresh_module_alike() -> None:

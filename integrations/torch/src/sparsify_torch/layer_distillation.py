@@ -79,7 +79,10 @@ class LayerPart(Part):
         """Add the distance of the features; raises RequestError where none were seen or shapes differ."""
         self.teacher.outputs(forward, None)
         total = loss
+        there = dict(self.loop.module.named_modules())
         for student, taught in self.pairs:
+            if student not in there:
+                continue  # taken out since
             own, other = self.features.get(("student", student)), self.features.get(("teacher", taught))
             if own is None or other is None:
                 problem = f"{NAME}: layer '{student if own is None else taught}' did not run in the forward pass"
@@ -110,8 +113,9 @@ class LayerPart(Part):
     def _hook(self) -> None:
         assert self.teacher.module is not None  # noqa: S101 - made by start
         for side, module, index in (("student", self.loop.module, 0), ("teacher", self.teacher.module, 1)):
-            for name in {pair[index] for pair in self.pairs}:
-                self.hooks.append(module.get_submodule(name).register_forward_hook(self._catch(side, name)))
+            there = dict(module.named_modules())
+            for name in {pair[index] for pair in self.pairs if pair[index] in there}:
+                self.hooks.append(there[name].register_forward_hook(self._catch(side, name)))
 
     def _catch(self, side: str, name: str) -> Watch:
         def catch(layer: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -139,7 +143,8 @@ class LayerPart(Part):
             own = self.projections[key](own.movedim(axis, -1)).movedim(-1, axis)
         if own.shape != other.shape:
             problem = f"{NAME}: '{name}' gives the shape {tuple(own.shape)}, its teacher's {tuple(other.shape)}"
-            raise RequestError(problem, fix="name layers that see the same resolution")
+            fix = "name layers that see the same resolution, and whose channels no modifier takes out"
+            raise RequestError(problem, fix=fix)
         square = (own.float() - other.float()).square().mean()
         return square / (other.float().square().mean() + self.options.epsilon) if self.options.normalize else square
 
