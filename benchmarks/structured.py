@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 from sparsify import Ratio, RequestError
+from sparsify_torch.block_search import rank_blocks, settle_batch_norms
 from sparsify_torch.channels import macs
-from sparsify_torch.mixing import rank_blocks, settle_batch_norms, thin_to_speed
+from sparsify_torch.mixing import thin_to_speed
 from sparsify_torch.speed import speedups
 from sparsify_torch.thinning import Thinned, thin
 from torch import Tensor, nn

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from sparsify import RequestError
+from sparsify_torch.block_search import change, least, one_apart, rank_blocks, search, settle_batch_norms
 from sparsify_torch.channels import macs
-from sparsify_torch.layers import find_blocks
-from sparsify_torch.mixing import rank_blocks, settle_batch_norms
+from sparsify_torch.layers import Block, find_blocks
 from sparsify_torch.removal import apply_step, apply_structure, remap_optimizer
 from sparsify_torch.thinning import thin
 from torch import nn
@@ -127,6 +128,33 @@ def test_samples_say_what_a_block_does_where_there_are_any() -> None:
     assert rank_blocks(module, IMAGES, macs, 8, data) == rank_blocks(
         module, (torch.zeros_like(IMAGES[0]),), macs, 8, data
     )
+
+
+@pytest.mark.parametrize("target", [0.4, 0.6])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_mix_found_is_the_best_of_all(target: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    module, data = settled(Blocks()), [(IMAGES[0], None)]
+    options = {"score": "l2", "multiple": 8, "data": data}
+    ranked = rank_blocks(module, IMAGES, macs, 8, data)
+    weighed = search(module, IMAGES, ranked, target, macs, options)
+    changes = []
+    for count in range(len(ranked) + 1):
+        for blocks in combinations(ranked, count):
+            thinner = copy.deepcopy(module)
+            try:
+                thin(thinner, IMAGES, target=target, blocks=blocks, **options)
+            except RequestError:
+                continue
+            settle_batch_norms(thinner, data)
+            changes.append(change(module, thinner, IMAGES, data))
+    assert weighed[least(weighed)] == pytest.approx(min(changes))
+
+
+def test_one_apart_is_one_more_one_less_or_one_exchanged() -> None:
+    ranked = [Block(name, (), None, 1) for name in "abcd"]
+    found = ["".join(block.path for block in blocks) for blocks in one_apart(tuple(ranked[:2]), ranked)]
+    assert sorted(found) == sorted(["abc", "abd", "b", "a", "bc", "bd", "ac", "ad"])
 
 
 def test_attention_that_returns_two_values_is_no_block() -> None:

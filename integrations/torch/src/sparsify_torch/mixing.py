@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from sparsify import Checkpoint, RequestError
 from torch import nn
 
-from sparsify_torch.channels import Cost, macs
-from sparsify_torch.coupling import couple
+from sparsify_torch.block_search import least, rank_blocks, search
+from sparsify_torch.channels import macs
 from sparsify_torch.importance import Data, Loss, Score
-from sparsify_torch.layers import Block, drift, find_blocks
-from sparsify_torch.removal import Structure, apply_step
+from sparsify_torch.removal import Structure
 from sparsify_torch.speed import measured_cost, speedups
-from sparsify_torch.thinning import Thinned, cost_of, thin
-from sparsify_torch.tracing import evaluating
+from sparsify_torch.thinning import Thinned, thin
 
 Measure = Callable[[nn.Module], float]
 ROUNDS = 3  # of asking for more where the model is slower than the sum of its operators
@@ -59,8 +55,8 @@ def thin_to_speed(
 ) -> Mixed:
     """Take out blocks and channels in place until it runs `speedup` times as fast as the module given.
 
-    Blocks are ranked by time saved per change of the outputs; with 0, 1, 2 … of them gone, channels make up the rest,
-    and the mix whose outputs change least on `data` (batch norms set anew on it), else on the example inputs, is kept.
+    Blocks go as `search` chooses, channels make up the rest, and the mix whose outputs change least on `data` (batch
+    norms set anew on it), else on the example inputs, is kept.
     measure: says how many times as fast a thinner module is, by default in ONNX Runtime in float; already: what it says
     of the module given. kept: keeps what was measured, so that the same mix is chosen again. Raises RequestError where
     no mix reaches it.
@@ -74,15 +70,16 @@ def thin_to_speed(
     measured = _keeping(measure or partial(_in_float, module, example_inputs, threads), kept)
     asked, best = speedup / already, 0.0
     for _ in range(ROUNDS):
-        tried = list(_mixes(module, example_inputs, ranked, 1 / asked, cost, options))
+        tried = search(module, example_inputs, ranked, 1 / asked, cost, options)
         if not tried:
             break
-        _, blocks, thinner, planned = min(tried, key=lambda one: one[0])
+        blocks, thinner = least(tried), deepcopy(module)
+        planned = thin(thinner, example_inputs, target=1 / asked, blocks=blocks, cost=cost, **options)
         got = measured(thinner, planned.structure)
         best = max(best, got)
         if got >= speedup:
             report = thin(module, example_inputs, target=1 / asked, blocks=blocks, cost=cost, **options)
-            return Mixed(report, got, tuple((len(taken), changed) for changed, taken, _, _ in tried))
+            return Mixed(report, got, tuple((len(taken), changed) for taken, changed in tried.items()))
         asked *= speedup / got * 1.02
     reached = f"{best:.2f} x was measured" if best else "no mix of channels and blocks is predicted to reach it"
     raise RequestError(
@@ -108,12 +105,11 @@ def thin_to_share(
     """
     ranked = rank_blocks(module, example_inputs, macs, most_blocks, data)
     options: dict[str, Any] = {"score": score, "multiple": multiple, "data": data}
-    tried = list(_mixes(module, example_inputs, ranked, target, macs, options))
+    tried = search(module, example_inputs, ranked, target, macs, options)
     if not tried:
         problem = f"no mix of blocks and channels in multiples of {multiple} leaves {target:.0%} of the MACs or less"
         raise RequestError(problem, fix="ask for less, or pass a smaller multiple")
-    _, blocks, _, _ = min(tried, key=lambda one: one[0])
-    return thin(module, example_inputs, target=target, blocks=blocks, **options)
+    return thin(module, example_inputs, target=target, blocks=least(tried), **options)
 
 
 def _in_float(module: nn.Module, inputs: tuple[Any, ...], threads: int, thinner: nn.Module) -> float:
@@ -134,89 +130,3 @@ def _keeping(measure: Measure, kept: Checkpoint | None) -> Callable[[nn.Module, 
         return float(held["speedup"])
 
     return measured
-
-
-def _mixes(
-    module: nn.Module,
-    inputs: tuple[Any, ...],
-    ranked: Sequence[Block],
-    target: float,
-    cost: Cost,
-    options: dict[str, Any],
-) -> Iterable[tuple[float, Sequence[Block], nn.Module, Thinned]]:
-    data = options["data"]
-    for count in range(len(ranked) + 1):
-        thinner = deepcopy(module)
-        try:
-            report = thin(thinner, inputs, target=target, blocks=ranked[:count], cost=cost, **options)
-        except RequestError as error:
-            if "cannot be reached" not in error.problem:
-                raise
-            continue
-        if data is not None:
-            settle_batch_norms(thinner, data)
-        yield change(module, thinner, inputs, data), ranked[:count], thinner, report
-        if not report.structure or "cuts" not in report.structure[-1]:
-            return  # blocks alone reach it
-
-
-def rank_blocks(
-    module: nn.Module, example_inputs: tuple[Any, ...], cost: Cost, most: int, data: Data | None = None
-) -> list[Block]:
-    """Return up to `most` blocks in the order in which they go, that with the most cost saved per change first.
-
-    The change of the outputs is beside those that went before (a block's influence: Men et al. 2024, arXiv:2403.03853),
-    with batch norms set anew. A block rarely matters less when others are gone, so only the first of the list is
-    judged anew each time (lazy greedy: Minoux 1978).
-    """
-    seen = data and list(islice(data, 1))
-    whole = cost_of(couple(module, example_inputs), cost)
-
-    def gain(block: Block, gone: Sequence[Block]) -> float:
-        shorter = deepcopy(module)
-        for one in (*gone, block):
-            apply_step(shorter, one.step())
-        saved = whole - cost_of(couple(shorter, example_inputs), cost)
-        if seen:
-            settle_batch_norms(shorter, seen)
-        return saved / max(change(module, shorter, example_inputs, seen), 1e-9)
-
-    waiting = [(gain(block, ()), 0, block) for block in find_blocks(module, example_inputs)]
-    ranked: list[Block] = []
-    while waiting and len(ranked) < most:
-        best = max(waiting, key=lambda one: one[0])
-        waiting.remove(best)
-        found, beside, block = best
-        if found <= 0:
-            break
-        if beside == len(ranked):
-            ranked.append(block)
-        else:
-            waiting.append((gain(block, ranked), len(ranked), block))
-    return ranked
-
-
-@torch.no_grad()
-def change(module: nn.Module, other: nn.Module, inputs: tuple[Any, ...], data: Data | None = None) -> float:
-    """Return how far two modules' outputs are apart, on data's first batch where there is one."""
-    if data is not None:
-        first = next(iter(data), None)
-        inputs = inputs if first is None else first[0] if isinstance(first[0], tuple) else (first[0],)
-    with evaluating(module), evaluating(other):
-        return drift(other(*inputs), module(*inputs))
-
-
-@torch.no_grad()
-def settle_batch_norms(module: nn.Module, data: Data, batches: int = 16) -> None:
-    """Measure the statistics of batch norms anew on data: after thinning they are those of another network."""
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    with evaluating(module):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean over the batches
-            norm.train()
-        for inputs, _ in islice(data, batches):
-            module(*inputs) if isinstance(inputs, tuple) else module(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum

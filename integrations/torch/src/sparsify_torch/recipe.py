@@ -15,7 +15,7 @@ FIRST_SPARSITY, UPDATES = 0.05, 30
 PRUNED_FROM = 0.3  # below it INT8 only
 HARDNESS, TEMPERATURE = 1.0, 4.0  # what the dense model says of a sample teaches more than its label
 STRUCTURED = "structured"
-THINNED_BY, THINNINGS = 0.2, 4  # of the epochs; channels leave in so many steps
+THINNED_BY, THINNINGS = 0.1, 4  # of the epochs; channels leave in so many steps
 MACS_LEFT = 0.6, 0.25  # at level 0.3 and at 1; in between 0.5 leaves half
 
 
