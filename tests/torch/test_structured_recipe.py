@@ -176,6 +176,12 @@ def test_blocks_and_channels_go_and_the_report_says_so(
     assert "multiplications a sample" in report
     assert metrics["optimized"]["metrics"]["accuracy"] > metrics["baseline"]["metrics"]["accuracy"] + 30
 
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", str(tmp_path / "run"), "--output", str(tmp_path / "again"), "--quiet"])
+    assert ended.value.code == 0, capsys.readouterr().out
+    models = [(tmp_path / run / "deployment" / "model.onnx").read_bytes() for run in ("run", "again")]
+    assert models[0] == models[1]
+
 
 def test_a_speed_out_of_reach_is_refused_and_leaves_no_folder(
     request_: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -30,7 +30,7 @@ _PUBLIC = {
     "recipe": "Recipe Step dump_recipe load_recipe",
     "report_figures": "speed_words",
     "report_pages": "figures",
-    "resolve": "existing find_loader find_metrics",
+    "resolve": "existing find_loader find_metrics is_there",
     "search": "Search",
     "splits": "draw_splits held_out_split",
     "talk": "Talk",

@@ -50,6 +50,7 @@ from sparsify.report_pages import figures as figures
 from sparsify.resolve import existing as existing
 from sparsify.resolve import find_loader as find_loader
 from sparsify.resolve import find_metrics as find_metrics
+from sparsify.resolve import is_there as is_there
 from sparsify.search import Search as Search
 from sparsify.splits import draw_splits as draw_splits
 from sparsify.splits import held_out_split as held_out_split

@@ -142,15 +142,21 @@ def request_of(experiment: Experiment) -> dict[str, Any]:
     """Return the request as plain data, paths absolute, as experiment.yaml records it and resume compares it."""
     request: dict[str, Any] = experiment.model_dump(mode="json")
     for name in ("model", "weights", "teacher", "data", "eval_data", "class_list", "recipe"):
-        if request[name] is not None and Path(request[name]).exists():  # a model may be a name
+        if request[name] is not None and is_there(request[name]):  # a model may be a name
             request[name] = str(Path(request[name]).absolute())
     return request
+
+
+def is_there(path: str) -> bool:
+    """Say whether a path exists, or a pattern of names that some file fits."""
+    found = Path(path)
+    return found.exists() or any(found.parent.glob(found.name))
 
 
 def existing(path: str, option: str) -> Path:
     """Return an existing path, or a pattern of names that some file fits; raises RequestError naming the option."""
     found = Path(path)
-    if not found.exists() and not any(found.parent.glob(found.name)):
+    if not is_there(path):
         fix = "give the path of an existing file or folder"
         if "." not in found.name and "/" not in path:
             fix += "; model and dataset names are not known to this installation"

@@ -16,12 +16,12 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from sparsify import ExitCode, RequestError, make_experiment
+from sparsify import ExitCode, RequestError, is_there, make_experiment
 
 from sparsify_onnx.explain import PLAIN_WIDTH, read
 from sparsify_onnx.repetition import Repetition, compare_runs
 
-PATHS = ("model", "data", "eval_data", "class_list", "recipe")  # of a request
+PATHS = ("model", "weights", "teacher", "data", "eval_data", "class_list", "recipe")  # of a request
 DIGEST, SHORT = 64, 12  # characters of a SHA-256, and of it in a table
 COLOURS = {"same": "green", "differs": "yellow", "beyond its interval": "red"}
 
@@ -68,8 +68,9 @@ def recorded(run: Path) -> dict[str, Any]:
         raise RequestError(problem, fix="bring the file back from a copy of the run") from error
     request = experiment.model_dump(mode="json")
     for name in PATHS:
-        if request[name] is not None and not Path(request[name]).exists():
-            fix = "bring it back to that path, or run `sparsify run one-shot --config` with its new one"
+        # a path is recorded as an absolute one, so that other words are names
+        if request[name] is not None and Path(request[name]).is_absolute() and not is_there(request[name]):
+            fix = f"bring it back to that path, or run `sparsify run {request['kind']} --config` with its new one"
             raise RequestError(f"RUN: --{name.replace('_', '-')} of {run} is gone: {request[name]}", fix=fix)
     return {**record, "request": request}
 

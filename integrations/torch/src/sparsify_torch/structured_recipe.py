@@ -117,7 +117,7 @@ def _named(search: Search, recipe: Recipe, found: Thinned) -> Recipe:
     rest = [step for step in recipe.steps if step.group != PRUNING]
     chosen = list(_chosen(epochs_of(search.plan.experiment), found))
     before, after = found.macs
-    blocks = f"{len(found.blocks)} blocks and " * bool(found.blocks)
+    blocks = f"{len(found.blocks)} block{'s' * (len(found.blocks) > 1)} and " * bool(found.blocks)
     narrower = sum(wide != narrow for wide, narrow in found.widths.values())
     search.talk.note(
         f"structured: {blocks}channels of {narrower} layers go, {before / after:.2f} x fewer multiplications are left"
