@@ -33,7 +33,7 @@ class TrainOptions(BaseModel):
     lr: Positive | None = Field(
         None,
         description="peak learning rate; by default 0.05 (sgd) or 0.001 (adamw) for 128 images a step, 0.4 of it where "
-        "trained weights keep their structure and at most 80 % become zero",
+        "weights are trained and at most 80 % of them become zero",
     )
     momentum: BelowOne = Field(0.9, description="of sgd")
     weight_decay: NotNegative = Field(1e-4, description="of weights; norms and biases have none")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 BATCH = 128  # the default learning rates are for so many images a step
 RATES = {"sgd": 0.05, "adamw": 0.001}
-# trained weights that mostly stay: at the full rate ResNet-20 forgets more than 70 % zeros cost it, and 90 % need it
-# (docs/figures/training-aware.md)
+# of the rate, for trained weights: at the full one ResNet-20 forgets more than 70 % zeros or half of its structure cost
+# it, and 90 % zeros need it (docs/figures/training-aware.md)
 GENTLE, MOST_GENTLE = 0.4, 0.8
 CLIPPED = 1.0
 WARM_UP_MOST = 0.2  # of the training
@@ -51,11 +51,9 @@ def peak_rate(options: TrainOptions, images: int, relearn: bool) -> float:
 
 
 def much_to_learn(manager: Any, untrained: bool) -> bool:
-    """Say whether weights are fresh, or a recipe takes more out of trained ones than low rates mend."""
-    if untrained or any(manager.named(word) for word in ("StructuredPruning", "LayerThinning", "LayerPruning")):
-        return True
-    finals = [getattr(options, "final_sparsity", 1.0) for options in manager.named("Pruning")]
-    return any(_overall(final) > MOST_GENTLE for final in finals)
+    """Say whether weights are fresh, or a recipe zeroes more of trained ones than low rates mend."""
+    finals = [getattr(options, "final_sparsity", 0.0) for options in manager.named("Pruning")]
+    return untrained or any(_overall(final) > MOST_GENTLE for final in finals)
 
 
 def _overall(final: float | Mapping[float, Sequence[str]]) -> float:
