@@ -41,7 +41,8 @@ def foresee(search: Search, recipe: Recipe) -> Recipe:
 
 def _out_of_reach(search: Search, rough: Path, target: float, reached: Ratio) -> RequestError:
     runtime = search.plan.experiment.runtime[0]
-    others = _ratios(search, rough, [name for name in installed_runtimes(search.plan.plugins) if name != runtime])
+    installed = (name for name in installed_runtimes(search.plan.plugins) if name != runtime)
+    others = _ratios(search, rough, [name for name in installed if search.runs(rough, name)])
     speeds = {name: 1 / ratio.value for name, ratio in others.items()}
     best = max(speeds, key=speeds.__getitem__, default="")
     least = 1 / reached.value - 0.05
