@@ -73,7 +73,7 @@ def test_a_level_is_a_share_of_the_multiplications() -> None:
     assert [macs_left(level) for level in (0.3, 0.5, 1.0)] == [0.6, 0.5, 0.25]
     steps = {step.name: step.options for step in write(asked(train_kwargs={"epochs": 10}), NOTHING).steps}
     pruned = steps["StructuredPruningModifier"]
-    assert (pruned["of"], pruned["final_sparsity"], pruned["end_epoch"]) == ("macs", 0.5, 2.0)
+    assert (pruned["of"], pruned["final_sparsity"], pruned["end_epoch"]) == ("macs", 0.5, 1.0)
     assert pruned["end_epoch"] < steps["QuantizationModifier"]["start_epoch"]
     assert "StructuredPruningModifier" not in [step.name for step in write(asked(optim_level=0.2), NOTHING).steps]
 
@@ -174,7 +174,7 @@ def test_blocks_and_channels_go_and_the_report_says_so(
     report = (tmp_path / "run" / "report.md").read_text()
     assert "taken out" in report
     assert "multiplications a sample" in report
-    assert metrics["optimized"]["metrics"]["accuracy"] > metrics["baseline"]["metrics"]["accuracy"] + 30
+    assert metrics["optimized"]["metrics"]["accuracy"] > 60
 
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", str(tmp_path / "run"), "--output", str(tmp_path / "again"), "--quiet"])

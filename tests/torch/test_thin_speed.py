@@ -60,7 +60,9 @@ def test_a_mix_is_chosen_for_the_speed_asked_for(monkeypatch: pytest.MonkeyPatch
     module.body[2].last.weight.data *= 1e-4
     report = thin_to_speed(module, IMAGES, speedup=1.5, data=[(IMAGES[0], None)])
     assert report.speedup >= 1.5
-    assert [count for count, _ in report.weighed] == sorted({count for count, _ in report.weighed})
+    assert {count for count, _ in report.weighed} >= {0, 1, 2}
+    count, _ = min(report.weighed, key=lambda one: one[1])
+    assert count == len(report.thinned.blocks)
     apply_structure(dense, report.thinned.structure)
     dense.load_state_dict(module.state_dict())
     assert torch.equal(dense(*IMAGES), module(*IMAGES))
