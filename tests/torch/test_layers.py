@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from sparsify import RequestError
-from sparsify_torch.block_search import change, least, one_apart, rank_blocks, search, settle_batch_norms
+from sparsify_torch.block_search import answers, least, one_apart, rank_blocks, search, settle_batch_norms
 from sparsify_torch.channels import macs
-from sparsify_torch.layers import Block, find_blocks
+from sparsify_torch.layers import Block, drift, find_blocks
 from sparsify_torch.removal import apply_step, apply_structure, remap_optimizer
 from sparsify_torch.thinning import thin
 from torch import nn
@@ -147,7 +147,7 @@ def test_the_mix_found_is_the_best_of_all(target: float, seed: int) -> None:
             except RequestError:
                 continue
             settle_batch_norms(thinner, data)
-            changes.append(change(module, thinner, IMAGES, data))
+            changes.append(drift(answers(thinner, IMAGES, data), answers(module, IMAGES, data)))
     assert weighed[least(weighed)] == pytest.approx(min(changes))
 
 

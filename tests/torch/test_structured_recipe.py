@@ -169,12 +169,13 @@ def test_blocks_and_channels_go_and_the_report_says_so(
     assert metrics["optimized"]["quantized"] == {"int8": len(left), "of": len(left)}
     gone = [layer for layer in metrics["layers"] if layer["shape_after"] is None]
     taken = steps["LayerPruningModifier"]["layers"]
+    assert taken
     assert {layer["name"].rpartition(".")[0] for layer in gone} == set(taken)
     assert all(layer["sqnr_db"] is None and layer["precision"] is None for layer in gone)
     report = (tmp_path / "run" / "report.md").read_text()
     assert "taken out" in report
     assert "multiplications a sample" in report
-    assert metrics["optimized"]["metrics"]["accuracy"] > 60
+    assert metrics["optimized"]["metrics"]["accuracy"] > metrics["baseline"]["metrics"]["accuracy"] - 15
 
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", str(tmp_path / "run"), "--output", str(tmp_path / "again"), "--quiet"])

@@ -34,7 +34,7 @@ def rank_blocks(
     judged anew each time (lazy greedy: Minoux 1978).
     """
     seen = data and list(islice(data, 1))
-    whole = cost_of(couple(module, example_inputs), cost)
+    whole, expected = cost_of(couple(module, example_inputs), cost), answers(module, example_inputs, data)
 
     def gain(block: Block, gone: Sequence[Block]) -> float:
         shorter = deepcopy(module)
@@ -43,7 +43,7 @@ def rank_blocks(
         saved = whole - cost_of(couple(shorter, example_inputs), cost)
         if seen:
             settle_batch_norms(shorter, seen)
-        return saved / max(change(module, shorter, example_inputs, seen), 1e-9)
+        return saved / max(drift(answers(shorter, example_inputs, data), expected), 1e-9)
 
     waiting = [(gain(block, ()), 0, block) for block in find_blocks(module, example_inputs)]
     ranked: list[Block] = []
@@ -74,10 +74,14 @@ def search(
     outputs; channels make up the rest of each.
     """
     weighed: dict[Blocks, float] = {}
+    expected = answers(module, inputs, options["data"])
 
     def weigh(blocks: Blocks) -> None:
         if blocks not in weighed and len(weighed) < MOST_WEIGHED:
-            weighed[blocks] = _weigh(module, inputs, blocks, target, cost, options)
+            thinner = _thinned(module, inputs, blocks, target, cost, options)
+            weighed[blocks] = (
+                math.inf if thinner is None else drift(answers(thinner, inputs, options["data"]), expected)
+            )
 
     for count in range(len(ranked) + 1):
         weigh(tuple(ranked[:count]))
@@ -102,30 +106,30 @@ def one_apart(blocks: Blocks, ranked: Sequence[Block]) -> Iterable[Blocks]:
                 yield tuple(one for one in ranked if one is new or (one in blocks and one is not gone))
 
 
-def _weigh(
+def _thinned(
     module: nn.Module, inputs: tuple[Any, ...], blocks: Blocks, target: float, cost: Cost, options: Mapping[str, Any]
-) -> float:
-    """Return the change of the outputs that a mix brings; infinite where no channels make up the rest."""
-    thinner, data = deepcopy(module), options["data"]
+) -> nn.Module | None:
+    """Return what a mix leaves, its batch norms set anew; None where no channels make up the rest."""
+    thinner = deepcopy(module)
     try:
         thin(thinner, inputs, target=target, blocks=blocks, cost=cost, **options)
     except RequestError as error:
         if "cannot be reached" not in error.problem:
             raise
-        return math.inf
-    if data is not None:
-        settle_batch_norms(thinner, data)
-    return change(module, thinner, inputs, data)
+        return None
+    if options["data"] is not None:
+        settle_batch_norms(thinner, options["data"])
+    return thinner
 
 
 @torch.no_grad()
-def change(module: nn.Module, other: nn.Module, inputs: tuple[Any, ...], data: Data | None = None) -> float:
-    """Return how far two modules' outputs are apart, on data's first batch where there is one."""
-    if data is not None:
-        first = next(iter(data), None)
-        inputs = inputs if first is None else first[0] if isinstance(first[0], tuple) else (first[0],)
-    with evaluating(module), evaluating(other):
-        return drift(other(*inputs), module(*inputs))
+def answers(module: nn.Module, inputs: tuple[Any, ...], data: Data | None = None) -> Any:
+    """Return a module's outputs for data's first batch where there is one, else for the inputs."""
+    first = next(iter(data or ()), None)
+    if first is not None:
+        inputs = first[0] if isinstance(first[0], tuple) else (first[0],)
+    with evaluating(module):
+        return module(*inputs)
 
 
 @torch.no_grad()

@@ -135,7 +135,8 @@ def _features(search: Search, found: Thinned) -> list[Step]:
     """Let the dense model teach what parts give that lost something inside; another teacher has no such parts."""
     if search.plan.experiment.teacher not in (None, "self"):
         return []
-    (dense, inputs), (thinner, _) = _source(search), _source(search)
+    dense, inputs = _source(search)
+    thinner = deepcopy(dense)
     apply_structure(thinner, found.structure)
     stages = find_stages(dense, thinner, inputs)
     options = {"student_layer_names": stages, "gain": GAIN}

@@ -82,7 +82,8 @@ def make(name: str, classes: int, weights: Weights | None = None) -> nn.Module:
     module = factory(name)(classes)
     if weights:
         fit_weights(module, weights, name)
-        if hasattr(module, "transform_input"):  # torchvision's GoogLeNet and Inception have it set beside weights
+        # torchvision's GoogLeNet and Inception have it set beside weights; a factory of the user's decides for itself
+        if ":" not in name and hasattr(module, "transform_input"):
             module.transform_input = True  # type: ignore[assignment]
     return module.eval()
 
