@@ -160,7 +160,7 @@ def test_a_signal_to_one_stops_all_after_a_checkpoint_that_they_go_on_from(reque
     options = [*FEW, "--output", str(folders["cut"] / "run")]
     for fault in ("1 15 SIGTERM", "1 33 SIGTERM"):  # epochs 1.5 and 4.8
         (code, said), (other, nothing) = together(request_, folders["cut"], *options, fault=fault)
-        assert (code, other) == (130, 130), said
+        assert (code, other) == (130, 130), (said, nothing)
         assert said.count("error: interrupted") == 1
         assert nothing == ""
         options = [*options[:4], "--resume"]

@@ -1,5 +1,6 @@
 """Start the program: a signal ends it with exit 130 and two lines, wherever it lands, from the first import on."""
 
+import os
 import signal  # and nothing else that takes time: before `main` a signal is a traceback
 import sys
 
@@ -36,7 +37,10 @@ def main(*words: str) -> None:
         from sparsify.errors import Stopped
         from sparsify.talk import leads
 
-        if isinstance(end, Stopped) or not leads():
+        if not leads():  # torch's threads, asked for a process that is gone, may abort while the interpreter ends
+            sys.stderr.flush()
+            os._exit(130)
+        if isinstance(end, Stopped):
             sys.exit(130)
         sys.stderr.write("error: interrupted\nfix: run the same command again, with --resume if it made a run folder\n")
         sys.exit(130)
