@@ -191,7 +191,8 @@ def test_a_speed_out_of_reach_is_refused_and_leaves_no_folder(
         main([*request_, "--target-speedup", "500"])
     assert ended.value.code == 2
     told = capsys.readouterr().err
-    assert "x as fast cannot be reached" in told
+    assert "error: 500.00 x as fast cannot be reached: no mix" in told
+    assert "fix: ask for less\n" in told
     assert "onnxruntime makes nothing of zeros" in told
     assert not (tmp_path / "run").exists()
 

@@ -68,5 +68,10 @@ def test_a_mix_is_chosen_for_the_speed_asked_for(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(dense(*IMAGES), module(*IMAGES))
     with pytest.raises(RequestError, match=r"500\.00 x as fast cannot be reached: no mix"):
         thin_to_speed(settled(Blocks()), IMAGES, speedup=500)
+    with pytest.raises(RequestError, match=r"1\.50 x as fast cannot be reached: 1\.20 x was measured") as caught:
+        thin_to_speed(settled(Blocks()), IMAGES, speedup=1.5, margin=1.05, measure=lambda thinner: 1.2)
+    assert caught.value.fix == "ask for 1.14 x or less"
+    with pytest.raises(RequestError, match=r"1\.50 x was measured"):  # reached, but not by the margin
+        thin_to_speed(settled(Blocks()), IMAGES, speedup=1.5, margin=1.05, measure=lambda thinner: 1.5)
     with pytest.raises(RequestError, match="asks for nothing"):
         thin_to_speed(settled(Blocks()), IMAGES, speedup=1.0)

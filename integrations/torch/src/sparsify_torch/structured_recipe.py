@@ -66,7 +66,8 @@ def _for_speed(search: Search, target: float) -> Thinned | None:
     mixed = thin_to_speed(
         module,
         inputs,
-        speedup=target * MARGIN,
+        speedup=target,
+        margin=MARGIN,
         data=_data(search),
         threads=asked.threads,
         measure=measure,
