@@ -58,7 +58,7 @@ def thin_to_speed(
 
     Blocks go as `search` chooses, channels make up the rest, and the mix whose outputs change least on `data` (batch
     norms set anew on it), else on the example inputs, is kept.
-    margin: is reached beyond it, for the noise of a later timing. A smaller multiple and fewer ignored layers reach more.
+    margin: is reached on top, for the noise of a later timing. A smaller multiple and fewer ignored layers reach more.
     measure: says how many times as fast a thinner module is, by default in ONNX Runtime in float; already: what it says
     of the module given. kept: keeps what was measured, so that the same mix is chosen again. Raises RequestError where
     no mix reaches it.
