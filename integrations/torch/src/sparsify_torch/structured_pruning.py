@@ -10,6 +10,7 @@ from sparsify import RequestError
 from torch import nn
 
 from sparsify_torch.channels import Choice, choose, macs, steps, together
+from sparsify_torch.compensation import make_up
 from sparsify_torch.coupling import Coupling, Group, couple
 from sparsify_torch.gradients import check_sampler
 from sparsify_torch.importance import Score, Worth, score_groups
@@ -46,7 +47,8 @@ class StructuredPruningModifier(BaseModel):
     of each layer's channels, or with `of: macs` of the module's MACs, wherever they are worth least. Channels that can
     only go together go where every layer that makes them (mask_type `filter`) or reads them (`channel`) is in `params`
     or `param_groups`. Widths stay multiples of `multiple`: ONNX Runtime computes 16 channels at a time on x86, and 20
-    cost what 32 do. score: `l2`, `l1`, `bn`, or `taylor`, which samples gradients.
+    cost what 32 do. score: `l2`, `l1`, `bn`, or `taylor`, which samples gradients. compensate: where the loop has a
+    grad_sampler, the inputs that stay make up for those that go (He et al. 2017, arXiv:1707.06168).
     """
 
     model_config = FROZEN
@@ -64,6 +66,7 @@ class StructuredPruningModifier(BaseModel):
     multiple: Annotated[int, Field(ge=1)] = 16
     score: Score = "l2"
     of: Literal["channels", "macs"] = "channels"
+    compensate: bool = True
 
     @model_validator(mode="after")
     def _in_order(self) -> StructuredPruningModifier:
@@ -106,7 +109,10 @@ class StructuredPart(Part):
         units = agreed(choice(coupling, worths, share), next(module.parameters()).device)
         if units:
             check_removal(module, coupling, units, self.inputs)
-            restructure(self.loop, describe_removal(module, coupling, units))
+            step = describe_removal(module, coupling, units)
+            if options.compensate:
+                make_up(self.loop, step, NAME)
+            restructure(self.loop, step)
         self.loop.log(f"{NAME}/macs", cost_of(coupling, macs, units) / self.cost, epoch)
 
     def state_dict(self) -> dict[str, Any]:
