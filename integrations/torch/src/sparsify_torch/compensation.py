@@ -7,7 +7,6 @@ gone; here all layers of one removal are refitted at once, to the outputs that t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from sparsify_torch.loop import Loop
 from sparsify_torch.masks import from_rank_0
 from sparsify_torch.tracing import evaluating
 
-SAMPLES, BATCH = 512, 64
+BATCHES = 8
 ROWS = 2048  # of a layer's inputs in a batch: every position of an image is one, and neighbours are alike
 DAMPING = 0.01  # of the mean variance, as SparseGPT damps (arXiv:2301.00774)
 
@@ -53,8 +52,7 @@ def make_up(loop: Loop, step: Mapping[str, Any], modifier: str) -> None:
     moments = {name: Moments(loop.module.get_submodule(name)) for name in losing}
     hooks = [one.layer.register_forward_pre_hook(one.see) for one in moments.values()]
     try:
-        build = partial(sampler["data_loader_builder"], batch_size=BATCH)
-        batches = sample_batches(build, {}, SAMPLES // BATCH, modifier)
+        batches = sample_batches(sampler["data_loader_builder"], {}, BATCHES, modifier)
         with evaluating(loop.module), torch.no_grad():
             for arguments, named, _ in batches:
                 loop.module(*arguments, **named)
