@@ -32,7 +32,9 @@ class Moments:
         self.products: Tensor = torch.zeros(())
 
     def see(self, layer: nn.Module, given: tuple[Any, ...]) -> None:
-        """Take in the inputs of one call."""
+        """Take in the inputs of one call; those given by name are not seen."""
+        if not given:
+            return
         rows = _rows(layer, given[0].detach().float())
         self.rows += len(rows)
         self.sum = self.sum.to(rows.device) + rows.double().sum(0)
@@ -87,7 +89,7 @@ def _rows(layer: Any, given: Tensor) -> Tensor:
         rows = given.flatten(0, -2)
     else:
         sides = layer.kernel_size, layer.dilation, layer.padding, layer.stride
-        rows = unfold(given, *sides).transpose(1, 2).flatten(0, 1)  # type: ignore[arg-type]
+        rows = unfold(given, *sides).transpose(1, 2).flatten(0, 1)
     if len(rows) <= ROWS:
         return rows
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:ROWS]
@@ -108,6 +110,8 @@ def refit(moments: Moments, kept: Iterable[int]) -> None:
     inner = spread[stays][:, stays]
     inner.diagonal().add_(DAMPING * inner.diagonal().mean() + 1e-12)
     more = torch.linalg.solve(inner, spread[stays][:, ~stays] @ weight[:, ~stays].T).T
+    if not bool(more.isfinite().all()):  # inputs were not: the loss will tell, with its step and layer
+        return
     with torch.no_grad():
         refitted = weight.clone()
         refitted[:, stays] += more
