@@ -240,6 +240,7 @@ def test_trained_weights_that_mostly_stay_are_trained_at_lower_rates(
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(f"modifiers:\n{step}\n")
     manager = ScheduledModifierManager.from_yaml(tmp_path / "recipe.yaml")
-    assert much_to_learn(manager, untrained) is much
+    assert much_to_learn(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), manager, untrained) is much
+    assert much_to_learn(nn.Linear(2, 2), manager, untrained)  # clipped instead
     assert peak_rate(TrainOptions(), 256, much) == pytest.approx(0.1 if much else 0.04)
     assert peak_rate(TrainOptions(lr=0.3), 256, much) == 0.3

@@ -135,7 +135,7 @@ def _begin(model: Model, modifiers: Sequence[Any], training: Training, feed: Fee
     module = module.to(feed.place.device)
     if options.channels_last:
         module = module.to(memory_format=torch.channels_last)
-    relearn = much_to_learn(manager, bool(model.facts.get("untrained")))
+    relearn = much_to_learn(module, manager, bool(model.facts.get("untrained")))
     peak = peak_rate(options, feed.per_step * feed.place.ranks, relearn)
     runner, optimizer = accelerator.prepare(module, make_optimizer(module, options, peak))
     logged: dict[str, Any] = {}
