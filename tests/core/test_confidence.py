@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sparsify.agreement import are_probabilities
 from sparsify.confidence import (
     CHANGED,
     SHOWN,
@@ -44,6 +45,7 @@ def softmax(values: Array) -> Array:
 
 @given(scores, scores)
 def test_predictions_are_the_largest_softmax(old: Array, new: Array) -> None:
+    assume(not are_probabilities(old.astype(np.float64)).any())  # those are taken as they are: the next test
     rows = observe_predictions({"y": old}, {"y": new})
     was, before, now, after = np.array(rows).T
     np.testing.assert_allclose(before, softmax(old).max(axis=1))
