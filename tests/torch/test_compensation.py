@@ -118,6 +118,17 @@ def test_less_is_missed_on_other_data_and_nothing_else_changes() -> None:
     assert changed == {"two.weight", "head.weight", "head.bias"}  # what loses inputs; not the depthwise
 
 
+def test_what_is_pruned_stays_zero() -> None:
+    """The first removal is before the first step, when ConstantPruningModifier has not looked for zeros yet."""
+    module = Net().eval()
+    with torch.no_grad():
+        module.two.weight[:, :, 0] = 0.0
+    sampler = {"data_loader_builder": batches, "loss_function": cross_entropy}
+    on, without = (thinned(module, sampler, compensate=refits).get_parameter("two.weight") for refits in (True, False))
+    assert not on[:, :, 0].any()
+    assert not torch.equal(on[:, :, 1:], without[:, :, 1:])
+
+
 def test_a_channel_that_others_can_replace_is_not_missed() -> None:
     torch.manual_seed(0)
     module = Net().eval()

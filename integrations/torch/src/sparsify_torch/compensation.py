@@ -96,10 +96,11 @@ def _rows(layer: Any, given: Tensor) -> Tensor:
     return rows[chosen.to(rows.device)]
 
 
+@torch.no_grad()
 def refit(moments: Moments, kept: Iterable[int]) -> None:
-    """Change the weights of the inputs kept, and the bias, so that the others are missed least."""
+    """Change the weights of the inputs kept, and the bias, so that the others are missed least: rank 0's way."""
     layer: Any = moments.layer
-    weight = layer.weight.detach().flatten(1).double()
+    weight = layer.weight.flatten(1).double()
     area = layer.weight[0, 0].numel()
     stays = torch.zeros(layer.weight.shape[1], dtype=torch.bool, device=weight.device)
     stays[list(kept)] = True
@@ -109,13 +110,13 @@ def refit(moments: Moments, kept: Iterable[int]) -> None:
         spread = spread - torch.outer(mean, mean)
     inner = spread[stays][:, stays]
     inner.diagonal().add_(DAMPING * inner.diagonal().mean() + 1e-12)
-    more = torch.linalg.solve(inner, spread[stays][:, ~stays] @ weight[:, ~stays].T).T
+    # rank 0's before anything is asked of it: a rank that went back alone would leave the others waiting
+    more = from_rank_0(torch.linalg.solve(inner, spread[stays][:, ~stays] @ weight[:, ~stays].T).T.contiguous())
+    more = more * (weight[:, stays] != 0)  # what is pruned stays zero, also before a modifier holds it
+    shift = from_rank_0(weight[:, ~stays] @ mean[~stays] - more @ mean[stays])
     if not bool(more.isfinite().all()):  # inputs were not: the loss will tell, with its step and layer
         return
-    with torch.no_grad():
-        refitted = weight.clone()
-        refitted[:, stays] += more
-        layer.weight.copy_(from_rank_0(refitted.to(layer.weight.dtype)).reshape(layer.weight.shape))
-        if layer.bias is not None:
-            shift = weight[:, ~stays] @ mean[~stays] - more @ mean[stays]
-            layer.bias.add_(from_rank_0(shift.to(layer.bias.dtype)))
+    weight[:, stays] += more
+    layer.weight.copy_(weight.reshape(layer.weight.shape))
+    if layer.bias is not None:
+        layer.bias.add_(shift.to(layer.bias.dtype))
