@@ -95,7 +95,7 @@ def test_two_processes_do_what_one_does(request_: list[str], tmp_path: Path) -> 
     one = launch(
         [*request_[:-1], request_[-1].replace('"batch_size": 16', '"batch_size": 32')],
         [],
-        ["-m", "sparsify"],
+        [str(SCRIPT), str(tmp_path)],
         *("--output", str(tmp_path / "one")),
     )
     alone = metrics_of(one.stdout)
