@@ -25,7 +25,7 @@ from sparsify_image_classification.training.augment import (
 )
 from sparsify_image_classification.training.averaging import Average
 from sparsify_image_classification.training.options import TrainOptions
-from sparsify_image_classification.training.stepping import largest_norm, much_to_learn, peak_rate, rate_at
+from sparsify_image_classification.training.stepping import largest_norm, peak_rate, rate_at, share_of_rate
 from sparsify_torch import ScheduledModifierManager
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -222,25 +222,26 @@ def pruned(final: str, params: str = "__ALL_PRUNABLE__", name: str = "MagnitudeP
 
 
 @pytest.mark.parametrize(
-    ("step", "untrained", "much"),
+    ("step", "untrained", "share"),
     [
-        ("- !QuantizationModifier {start_epoch: 1}", False, False),
-        ("- !QuantizationModifier {start_epoch: 1}", True, True),
-        (pruned("0.8"), False, False),
-        (pruned("0.9"), False, True),
-        (pruned("{0.7: [a, b, c], 0.9: [d]}", "[]"), False, False),
-        (pruned("{0.7: [a], 0.9: [b, c, d]}", "[]"), False, True),
-        (pruned("0.5", name="StructuredPruning"), False, False),
-        ("- !LayerPruningModifier {layers: [a]}", False, False),
-        ("- !ConstantPruningModifier {params: [a]}", False, False),
+        ("- !QuantizationModifier {start_epoch: 1}", False, 0.4),
+        ("- !QuantizationModifier {start_epoch: 1}", True, 1),
+        (pruned("0.8"), False, 0.4),
+        (pruned("0.9"), False, 1),
+        (pruned("{0.7: [a, b, c], 0.9: [d]}", "[]"), False, 0.4),
+        (pruned("{0.7: [a], 0.9: [b, c, d]}", "[]"), False, 1),
+        (pruned("0.5", name="StructuredPruning"), False, 0.6),
+        (pruned("0.9", name="StructuredPruning"), False, 1),
+        ("- !LayerPruningModifier {layers: [a]}", False, 0.6),
+        ("- !ConstantPruningModifier {params: [a]}", False, 0.4),
     ],
 )
 def test_trained_weights_that_mostly_stay_are_trained_at_lower_rates(
-    step: str, untrained: bool, much: bool, tmp_path: Path
+    step: str, untrained: bool, share: float, tmp_path: Path
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(f"modifiers:\n{step}\n")
     manager = ScheduledModifierManager.from_yaml(tmp_path / "recipe.yaml")
-    assert much_to_learn(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), manager, untrained) is much
-    assert much_to_learn(nn.Linear(2, 2), manager, untrained)  # clipped instead
-    assert peak_rate(TrainOptions(), 256, much) == pytest.approx(0.1 if much else 0.04)
-    assert peak_rate(TrainOptions(lr=0.3), 256, much) == 0.3
+    assert share_of_rate(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), manager, untrained) == share
+    assert share_of_rate(nn.Linear(2, 2), manager, untrained) == 1  # clipped instead
+    assert peak_rate(TrainOptions(), 256, share) == pytest.approx(0.1 * share)
+    assert peak_rate(TrainOptions(lr=0.3), 256, share) == 0.3

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 BATCH = 128  # the default learning rates are for so many images a step
 RATES = {"sgd": 0.05, "adamw": 0.001}
 # of the rate, for trained weights: at the full one ResNet-20 forgets more than 70 % zeros or half of its structure cost
-# it, and 90 % zeros need it (docs/figures/training-aware.md)
-GENTLE, MOST_GENTLE = 0.4, 0.8
+# it; 90 % zeros need it, and half of its structure more than zeros do (docs/figures/training-aware.md)
+GENTLE, GENTLE_WITHOUT_PARTS, MOST_GENTLE = 0.4, 0.6, 0.8
 CLIPPED = 1.0
 WARM_UP_MOST = 0.2  # of the training
 # what allocators say, where they raise no OutOfMemoryError: on CPUs, and in cuDNN and cuBLAS
@@ -41,23 +41,25 @@ def make_optimizer(module: nn.Module, options: TrainOptions, rate: float) -> tor
     return torch.optim.SGD(groups, lr=rate, momentum=options.momentum, nesterov=options.momentum > 0)
 
 
-def peak_rate(options: TrainOptions, images: int, relearn: bool) -> float:
+def peak_rate(options: TrainOptions, images: int, share: float) -> float:
     """Return the learning rate after warm-up: as given, else scaled with the images to a step (Goyal et al. 2017).
 
-    images: to one step, of all processes. relearn: whether much has to be learnt, see `much_to_learn`.
+    images: to one step, of all processes. share: of the optimizer's rate, see `share_of_rate`.
     """
-    scale = min(images / BATCH, 8.0) * (1.0 if relearn else GENTLE)
-    return options.lr or RATES[options.optimizer] * scale
+    return options.lr or RATES[options.optimizer] * min(images / BATCH, 8.0) * share
 
 
-def much_to_learn(module: nn.Module, manager: Any, untrained: bool) -> bool:
-    """Say whether weights are fresh, a recipe zeroes more of trained ones than low rates mend, or no norm layers are.
+def share_of_rate(module: nn.Module, manager: Any, untrained: bool) -> float:
+    """Return 1 for fresh weights, for more zeros in trained ones than low rates mend, and without norm layers.
 
     Without these, gradients are clipped, which is gentle enough: half of SqueezeNet's structure ends at 72.8 % of ten
     classes at the low rate, and at 75.0 %.
     """
     finals = [getattr(options, "final_sparsity", 0.0) for options in manager.named("Pruning")]
-    return untrained or not has_norms(module) or any(_overall(final) > MOST_GENTLE for final in finals)
+    structure = any(manager.named(name) for name in ("StructuredPruning", "LayerPruning", "LayerThinning"))
+    if untrained or not has_norms(module) or any(_overall(final) > MOST_GENTLE for final in finals):
+        return 1.0
+    return GENTLE_WITHOUT_PARTS if structure else GENTLE
 
 
 def has_norms(module: nn.Module) -> bool:

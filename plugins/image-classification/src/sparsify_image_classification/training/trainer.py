@@ -20,7 +20,7 @@ from sparsify_image_classification.training.loop import Run, go_on, read_last, r
 from sparsify_image_classification.training.networks import load, load_teacher
 from sparsify_image_classification.training.options import TrainOptions, read_options
 from sparsify_image_classification.training.samples import choose
-from sparsify_image_classification.training.stepping import make_optimizer, much_to_learn, peak_rate
+from sparsify_image_classification.training.stepping import make_optimizer, peak_rate, share_of_rate
 from sparsify_image_classification.training.stopping import held_back
 
 EPOCHS = 15  # where neither the recipe nor --train-kwargs says how many: as many as a generated recipe has
@@ -135,8 +135,8 @@ def _begin(model: Model, modifiers: Sequence[Any], training: Training, feed: Fee
     module = module.to(feed.place.device)
     if options.channels_last:
         module = module.to(memory_format=torch.channels_last)
-    relearn = much_to_learn(module, manager, bool(model.facts.get("untrained")))
-    peak = peak_rate(options, feed.per_step * feed.place.ranks, relearn)
+    gentle = share_of_rate(module, manager, bool(model.facts.get("untrained")))
+    peak = peak_rate(options, feed.per_step * feed.place.ranks, gentle)
     runner, optimizer = accelerator.prepare(module, make_optimizer(module, options, peak))
     logged: dict[str, Any] = {}
     stepping = manager.modify(
