@@ -231,6 +231,16 @@ def test_check_explains_every_step_and_says_what_cannot_run():
     assert [finding.why_not for finding in findings] == [during, during, "", "no installed plugin offers it", during]
 
 
+def test_check_says_what_is_given_and_nothing_of_what_is_not():
+    text = "modifiers:\n- !QuantizationModifier {start_epoch: 2}\n"
+    plain, full = "trains with simulated low-precision weights and activations", "{submodules: [a, b], ignore: [c], "
+    assert check_recipe(parse_recipe(text), installed())[0].sentence == f"{plain}, from epoch 2 to the end"
+    text = text.replace("{", full).replace("}", ", freeze_bn_stats_epoch: 3}")
+    assert check_recipe(parse_recipe(text), installed())[0].sentence == (
+        f"{plain} of a, b, but not of c (norm statistics kept from epoch 3), from epoch 2 to the end"
+    )
+
+
 def test_check_proposes_to_install_only_what_is_not_there():
     recipe = parse_recipe("modifiers:\n- !MFACPruningModifier {params: x}\n")
     assert "pip install" in check_recipe(recipe, installed(*ONESHOT))[0].why_not

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from sparsify.errors import RequestError
 from sparsify.experiment import Experiment, make_experiment
+from sparsify.pipeline import refusing
 from sparsify.run_folder import (
     DiskCheckpoint,
     RunFolder,
@@ -17,6 +20,7 @@ from sparsify.run_folder import (
     write_json,
     write_yaml,
 )
+from sparsify.talk import Talk
 
 
 def experiment(**options: object) -> Experiment:
@@ -100,3 +104,16 @@ def test_checkpoints_return_the_same_arrays_whatever_the_layer_is_called(tmp_pat
         assert loaded is not None
         assert loaded["w"].tolist() == [index] * 3
     assert len(list(tmp_path.iterdir())) == len(names)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_refused_request_leaves_nothing_but_what_was_trained(trained: bool, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.training.mkdir(parents=True)
+    plan: Any = SimpleNamespace(folder=folder, model_path=folder.training / "dense.onnx", resume=False)
+    plan.model_path.touch()
+    if trained:
+        (folder.training / "best.pt").touch()
+    with pytest.raises(RequestError), refusing(plan, Talk(), keep=False):
+        raise RequestError("no", fix="yes")
+    assert folder.path.exists() is trained

@@ -92,3 +92,26 @@ def test_requests_that_cannot_be_are_refused(
     told = capsys.readouterr().err
     assert error in told
     assert "\nfix: " in told
+
+
+@pytest.mark.parametrize(
+    ("fields", "epochs", "error"),
+    [
+        ("params: [3.wight]", 4, "'3.wight' matches none"),
+        ("params: [3.weight]", 2, "2 epochs, the recipe runs to epoch 3"),
+        ("params: [3.weight], mask_type: '2:4'", 4, "2:4 zeros 0.5 of the weights"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused_before_the_dense_model_is_trained(
+    fields: str, epochs: int, error: str, request_: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The weights are random, so hours of training could come first; the mended command may name the same folder."""
+    rest = "init_sparsity: 0.05, final_sparsity: 0.7, start_epoch: 0, end_epoch: 3, update_frequency: 1"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"modifiers:\n- !GMPruningModifier {{{fields}, {rest}}}\n")
+    kwargs = json.dumps({"epochs": epochs, "image_size": 8})
+    assert ends([*request_, "--recipe", str(recipe), "--train-kwargs", kwargs]) == 2
+    told = capsys.readouterr()
+    assert error in told.err
+    assert "epoch 1/" not in told.out + told.err
+    assert not (tmp_path / "run").exists()

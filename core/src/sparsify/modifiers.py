@@ -14,6 +14,7 @@ from sparsify.recipe import Recipe, Step
 
 _WORDS = {"__ALL__": "every parameter", "__ALL_PRUNABLE__": "every prunable weight", "None": "the default layers"}
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_WHERE_GIVEN = re.compile(r"\[([^][]*\{(\w+)\}[^][]*)\]")
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ def _finding(step: Step, phase: str, summary: str, fields: Mapping[str, Any], wh
     known, values = known_modifier(step.name, phase), {**fields, **step.options}
     does = summary or "does what its plugin says"
     if known and (known.phase == phase or not summary) and set(_PLACEHOLDER.findall(known.does)) <= values.keys():
-        does = _PLACEHOLDER.sub(lambda found: _say(values[found[1]]), known.does)
+        does = _WHERE_GIVEN.sub(lambda found: found[1] if values[found[2]] else "", known.does)
+        does = _PLACEHOLDER.sub(lambda found: _say(values[found[1]]), does)
     sentence = f"{does}, {_when(step, phase, values)}"
     return Finding(step.name, step.group, sentence, not why_not, why_not)
 

@@ -76,8 +76,8 @@ def run(
         search = Search(plan, loaded, context, talk, partial(export, plan, loaded), started)
         with refusing(plan, talk, keep=not made):
             recipe = foresee(search, recipe)
-        record_recipe(plan, recipe)
-        recipe, model = compress(search, recipe)
+            record_recipe(plan, recipe)
+            recipe, model = compress(search, recipe)
     with timed("export"):
         record_recipe(plan, recipe)
         artefact = export(plan, loaded, model)
@@ -116,12 +116,13 @@ def open_folder(plan: Plan, talk: Talk) -> bool:
 def refusing(plan: Plan, talk: Talk, *, keep: bool) -> Iterator[None]:
     """Take away what a request that is refused has written, so that the mended one may name its folder again.
 
-    keep: leave the folder itself, empty as the user made it.
+    keep: leave the folder itself, empty as the user made it. What was trained stays: it took hours.
     """
     try:
         yield
     except RequestError:
-        if not plan.resume:
+        trained = {path for path in plan.folder.training.rglob("*") if path.is_file()} - {plan.model_path}
+        if not plan.resume and not trained:
             talk.logs = None
             shutil.rmtree(plan.folder.path, ignore_errors=True)
             if keep:

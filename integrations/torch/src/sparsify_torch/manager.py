@@ -150,6 +150,22 @@ class ScheduledModifierManager:
         stepping = RecipeOptimizer(optimizer, self._run)
         return stepping if wrap_optim is None else RecipeScaler(wrap_optim, stepping)
 
+    def check(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        *,
+        grad_sampler: Mapping[str, Any] | None = None,
+        example_inputs: Any = None,
+    ) -> None:
+        """Raise what `modify` would of the recipe, the teacher left out; the module and the optimizer are spent then.
+
+        Give copies, before hours of training that the recipe comes after.
+        """
+        loop = Loop(bare(module), optimizer, 1, "disable", grad_sampler)
+        loop.example_inputs = example_inputs
+        self._attach(loop)
+
     def apply_structure(self, module: nn.Module, epoch: float = math.inf, example_inputs: Any = None) -> None:
         """Give a fresh module the structure that it has at an epoch, so that a checkpoint from then can be loaded.
 

@@ -19,11 +19,10 @@ from sparsify_image_classification.training.feeding import Feed, Place, make_fee
 from sparsify_image_classification.training.loop import Run, go_on, read_last, run_epochs
 from sparsify_image_classification.training.networks import load, load_teacher
 from sparsify_image_classification.training.options import TrainOptions, read_options
+from sparsify_image_classification.training.recipes import EPOCHS, check_recipe, epochs_of
 from sparsify_image_classification.training.samples import choose
 from sparsify_image_classification.training.stepping import make_optimizer, peak_rate, share_of_rate
 from sparsify_image_classification.training.stopping import held_back
-
-EPOCHS = 15  # where neither the recipe nor --train-kwargs says how many: as many as a generated recipe has
 
 
 def load_and_meet(experiment: Experiment) -> Model:
@@ -31,6 +30,7 @@ def load_and_meet(experiment: Experiment) -> Model:
     from sparsify_torch import meet
 
     model = load(experiment)
+    check_recipe(experiment, model)
     meet()
     return model
 
@@ -119,7 +119,7 @@ def _begin(model: Model, modifiers: Sequence[Any], training: Training, feed: Fee
     from sparsify_torch import ScheduledModifierManager, share
 
     manager, options = ScheduledModifierManager(modifiers), feed.options
-    epochs = _epochs(manager, options)
+    epochs = epochs_of(manager, options)
     teacher = _teacher(model, manager, training, feed)
     module = copy.deepcopy(model.value)
     plan = _plan(options, training, feed, epochs)
@@ -184,13 +184,6 @@ def _finish(model: Model, run: Run) -> Model:
     kept = run.best["epoch"] if run.best else len(run.rows) - 1
     history = [{**row, "kept": row["epoch"] == kept} for row in run.rows]
     return Model("torch", module, {**model.facts, "untrained": False, "history": history, "best": run.best})
-
-
-def _epochs(manager: Any, options: TrainOptions) -> int:
-    if options.epochs is not None and options.epochs < manager.max_epochs:
-        problem = f"--train-kwargs: {options.epochs} epochs, the recipe runs to epoch {manager.max_epochs}"
-        raise RequestError(problem, fix="leave epochs out, or shorten the recipe with --recipe-args")
-    return int(options.epochs or manager.max_epochs or EPOCHS)
 
 
 def _teacher(model: Model, manager: Any, training: Training, feed: Feed) -> nn.Module | str | None:
