@@ -193,6 +193,18 @@ def test_the_average_follows_a_changed_structure() -> None:
     assert torch.equal(average.tensors["weight"], other.weight)
 
 
+def test_what_changed_since_the_last_step_is_the_modules_own() -> None:
+    """A part that is narrower now, and one that came new, as fake quantization does between two epochs."""
+    average, own, other = Average(0.9), nn.Linear(4, 4), nn.Linear(4, 4)
+    average.update(nn.Sequential(own, nn.Linear(4, 4)))
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(3, 4), other)
+    narrow, new = module[1].weight.detach().clone(), other.weight.detach().clone()
+    with average.inside(module, {"1.weight": torch.ones(4, 3, dtype=torch.bool)}):
+        assert torch.equal(module[0].weight, own.weight)
+        assert torch.equal(module[1].weight, narrow)
+        assert torch.equal(module[2].weight, new)
+
+
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     rates = [rate_at(0.1, step, 100, 10) for step in range(100)]
     assert rates[0] == pytest.approx(0.1 / 11)

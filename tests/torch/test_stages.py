@@ -6,7 +6,8 @@ import copy
 
 import torch
 from sparsify_torch.layers import find_blocks
-from sparsify_torch.stages import find_stages
+from sparsify_torch.prunable import prunable_names
+from sparsify_torch.stages import find_holders, find_stages
 from sparsify_torch.thinning import thin
 from torch import nn
 
@@ -68,3 +69,15 @@ def test_outputs_of_other_widths_are_not_compared() -> None:
     narrow = thinner(module, 0.2)
     names = find_stages(module, narrow, IMAGES)
     assert output_shapes(module, names) == output_shapes(narrow, names)
+
+
+def test_parts_that_hold_pruned_weights_lie_beside_one_another() -> None:
+    module, wrapped = settled(Blocks()), Wrapped()
+    names = prunable_names(module)
+    first, second = ([name for name in names if name.startswith(f"body.{place}.")] for place in range(2))
+    assert find_holders(module, [*second, *first], IMAGES) == ["body.0", "body.1"]
+    assert find_holders(module, second[:1], IMAGES) == [second[0].removesuffix(".weight")]
+    names = find_holders(module, names, IMAGES)
+    assert len(names) > 1
+    assert find_holders(wrapped, prunable_names(wrapped), IMAGES) == [f"backbone.{name}" for name in names]
+    assert find_holders(module, [], IMAGES) == []

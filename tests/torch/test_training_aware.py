@@ -66,6 +66,8 @@ def test_a_model_is_trained_to_the_sparsity_and_the_precision_that_the_level_ask
     assert shares.keys() == {"3.weight", "6.weight"}  # neither the first layer nor the last
     zeros = {layer["shape"][1]: layer["sparsity"] for layer in metrics["layers"][1:3]}  # by their inputs, 16 and 32
     assert zeros == pytest.approx({16: shares["3.weight"], 32: shares["6.weight"]}, abs=1e-3)
+    (taught,) = [step for step in load_recipe(run / "recipe.yaml").steps if step.name.startswith("PerLayer")]
+    assert (taught.options["student_layer_names"], taught.options["gain"]) == (["3", "6"], 7.5)
     graph = onnx.load(run / "deployment" / "model.onnx").graph
     assert not any("fake" in node.op_type.lower() for node in graph.node)
 

@@ -100,9 +100,11 @@ def thinning(epochs: float, share: float, params: list[str], **options: Any) -> 
 
 def foresee(search: Search, recipe: Recipe) -> Recipe:
     """Choose blocks and channels by name where structure is asked for or pays alone, else a sparsity for each layer."""
-    from sparsify_torch.structured_recipe import choose  # torch is imported where something has to be chosen
+    # torch is imported where something has to be chosen
+    from sparsify_torch.structured_recipe import choose
+    from sparsify_torch.teaching import teach_what_is_pruned
 
-    return spread(search, choose(search, recipe))
+    return teach_what_is_pruned(search, spread(search, choose(search, recipe)))
 
 
 def _step(group: str, name: str, **options: Any) -> Step:

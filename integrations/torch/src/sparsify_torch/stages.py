@@ -1,7 +1,8 @@
-"""Where a thinner module can learn a dense one's features: parts that changed inside, and whose outputs did not."""
+"""Where a pruned module can learn a dense one's features: parts that change inside, and whose outputs do not."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -20,6 +21,28 @@ def find_stages(dense: nn.Module, thinner: nn.Module, example_inputs: tuple[Any,
     names = _beside(dense, thinner, "")
     before, after = _shapes(dense, names, example_inputs), _shapes(thinner, names, example_inputs)
     return [name for name in names if name in before and before[name] == after.get(name)]
+
+
+def find_holders(module: nn.Module, weights: Collection[str], example_inputs: tuple[Any, ...]) -> list[str]:
+    """Return the names of parts that hold these weights and give one tensor, in the module's order.
+
+    They lie beside one another, inside the innermost part that holds all of them, or are that part.
+    """
+    names = _holding(module, weights, "")
+    given = _shapes(module, names, example_inputs)
+    return [name for name in names if name in given]
+
+
+def _holding(module: nn.Module, weights: Collection[str], path: str) -> list[str]:
+    held = {
+        f"{path}.{name}".lstrip("."): (part, inside)
+        for name, part in module.named_children()
+        if (inside := [weight.removeprefix(f"{name}.") for weight in weights if weight.startswith(f"{name}.")])
+    }
+    if len(held) != 1:
+        return list(held) or [path] * bool(path)
+    ((name, (part, inside)),) = held.items()
+    return _holding(part, inside, name) or [name]
 
 
 def _beside(dense: nn.Module, thinner: nn.Module, path: str) -> list[str]:

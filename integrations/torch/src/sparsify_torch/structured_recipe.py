@@ -17,15 +17,13 @@ from sparsify_torch.mixing import thin_to_share, thin_to_speed
 from sparsify_torch.recipe import STRUCTURED, epochs_of, macs_left, thinning
 from sparsify_torch.removal import apply_structure
 from sparsify_torch.stages import find_stages
+from sparsify_torch.teaching import teach_features
 from sparsify_torch.thinning import Thinned
 
 SAMPLES, AT_ONCE = 256, 64  # that judge how much a mix changes
 PRUNING = "pruning_modifiers"
 FEW = 8  # to calibrate a model whose answers nobody reads
 MARGIN = 1.05  # above --target-speedup: the trained model is timed once more, with noise of its own
-# of the distance of features: layers that learn from layers mend what a structure lost (Xia et al. 2022,
-# arXiv:2204.00408); ResNet-20 at half of its MACs keeps 0.7 points more at 2, docs/figures/training-aware.md
-GAIN = 5.0
 ROUGH = {"feedback": False, "bias_correction": False, "equalize": False, "ranges": "minmax"}
 
 
@@ -121,7 +119,8 @@ def _speedup(search: Search, module: nn.Module) -> float:
 def _named(search: Search, recipe: Recipe, found: Thinned) -> Recipe:
     """Put the blocks and the layers that were chosen in the place of what prunes, and teach features beside answers."""
     rest = [step for step in recipe.steps if step.group != PRUNING]
-    rest += _features(search, found) if any(step.name == "DistillationModifier" for step in rest) else []
+    if any(step.name == "DistillationModifier" for step in rest):
+        rest += teach_features(search, _stages(search, found))
     chosen = list(_chosen(epochs_of(search.plan.experiment), found))
     before, after = found.macs
     blocks = f"{len(found.blocks)} block{'s' * (len(found.blocks) > 1)} and " * bool(found.blocks)
@@ -132,16 +131,11 @@ def _named(search: Search, recipe: Recipe, found: Thinned) -> Recipe:
     return Recipe((rest[0], *chosen, *rest[1:]), ())
 
 
-def _features(search: Search, found: Thinned) -> list[Step]:
-    """Let the dense model teach what parts give that lost something inside; another teacher has no such parts."""
-    if search.plan.experiment.teacher not in (None, "self"):
-        return []
+def _stages(search: Search, found: Thinned) -> list[str]:
     dense, inputs = _source(search)
     thinner = deepcopy(dense)
     apply_structure(thinner, found.structure)
-    stages = find_stages(dense, thinner, inputs)
-    options = {"student_layer_names": stages, "gain": GAIN}
-    return [Step("PerLayerDistillationModifier", "training", options, "distillation_modifiers")] * bool(stages)
+    return find_stages(dense, thinner, inputs)
 
 
 def _chosen(epochs: float, found: Thinned) -> Iterable[Step]:

@@ -23,6 +23,10 @@ def copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)
 
 
+def _alike(one: Any, other: Any) -> bool:
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape
+
+
 class Average:
     """Hold an exponential moving average of a module's parameters and norm statistics; other buffers are copied.
 
@@ -44,7 +48,7 @@ class Average:
             held = self.tensors.get(name)
             moves = isinstance(value, Tensor) and value.is_floating_point()
             moves = moves and (name in averaged or name.endswith(STATISTICS))
-            if moves and isinstance(held, Tensor) and held.shape == value.shape:
+            if moves and _alike(held, value):
                 held.lerp_(value, 1 - decay)
             else:
                 self.tensors[name] = copied(value)
@@ -58,10 +62,14 @@ class Average:
         if not self.tensors:
             yield
             return
-        for name, kept in masks.items():
-            self.tensors[name].masked_fill_(~kept, 0)
         own = snapshot(module)
-        module.load_state_dict(self.tensors)
+        # what changed since the last step is the module's: quantization and structure may begin between two epochs
+        averaged = {
+            name: self.tensors[name] if _alike(self.tensors.get(name), own[name]) else own[name] for name in own
+        }
+        for name, kept in masks.items():
+            averaged[name] = averaged[name].masked_fill(~kept, 0)
+        module.load_state_dict(averaged)
         try:
             yield
         finally:
