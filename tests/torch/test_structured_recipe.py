@@ -184,7 +184,7 @@ def test_blocks_and_channels_go_and_the_report_says_so(
     assert models[0] == models[1]
 
 
-def test_a_speed_out_of_reach_is_refused_and_leaves_no_folder(
+def test_a_speed_out_of_reach_is_refused_and_leaves_what_was_trained(
     request_: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -194,7 +194,8 @@ def test_a_speed_out_of_reach_is_refused_and_leaves_no_folder(
     assert "error: 500.00 x as fast cannot be reached: no mix" in told
     assert "fix: ask for less\n" in told
     assert "onnxruntime makes nothing of zeros" in told
-    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "run" / "training_artifacts" / "dense" / "best.pt").is_file()
+    assert f"what was trained stays in {tmp_path / 'run' / 'training_artifacts'}" in told
 
 
 def test_level_0_has_no_speed(request_: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,7 +122,9 @@ def refusing(plan: Plan, talk: Talk, *, keep: bool) -> Iterator[None]:
         yield
     except RequestError:
         trained = {path for path in plan.folder.training.rglob("*") if path.is_file()} - {plan.model_path}
-        if not plan.resume and not trained:
+        if trained:
+            talk.note(f"what was trained stays in {plan.folder.training}")
+        elif not plan.resume:
             talk.logs = None
             shutil.rmtree(plan.folder.path, ignore_errors=True)
             if keep:
