@@ -236,16 +236,16 @@ def pruned(final: str, params: str = "__ALL_PRUNABLE__", name: str = "MagnitudeP
 @pytest.mark.parametrize(
     ("step", "untrained", "share"),
     [
-        ("- !QuantizationModifier {start_epoch: 1}", False, 0.4),
+        ("- !QuantizationModifier {start_epoch: 1}", False, 0.6),
         ("- !QuantizationModifier {start_epoch: 1}", True, 1),
-        (pruned("0.8"), False, 0.4),
+        (pruned("0.8"), False, 0.6),
         (pruned("0.9"), False, 1),
-        (pruned("{0.7: [a, b, c], 0.9: [d]}", "[]"), False, 0.4),
+        (pruned("{0.7: [a, b, c], 0.9: [d]}", "[]"), False, 0.6),
         (pruned("{0.7: [a], 0.9: [b, c, d]}", "[]"), False, 1),
         (pruned("0.5", name="StructuredPruning"), False, 0.6),
         (pruned("0.9", name="StructuredPruning"), False, 1),
         ("- !LayerPruningModifier {layers: [a]}", False, 0.6),
-        ("- !ConstantPruningModifier {params: [a]}", False, 0.4),
+        ("- !ConstantPruningModifier {params: [a]}", False, 0.6),
     ],
 )
 def test_trained_weights_that_mostly_stay_are_trained_at_lower_rates(

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 BATCH = 128  # the default learning rates are for so many images a step
 RATES = {"sgd": 0.05, "adamw": 0.001}
 # of the rate, for trained weights: at the full one ResNet-20 forgets more than 70 % zeros or half of its structure cost
-# it; 90 % zeros need it, and half of its structure more than zeros do (docs/figures/training-aware.md)
-GENTLE, GENTLE_WITHOUT_PARTS, MOST_GENTLE = 0.4, 0.6, 0.8
+# it, and 90 % zeros need it (docs/figures/training-aware.md)
+GENTLE, MOST_GENTLE = 0.6, 0.8
 CLIPPED = 1.0
 WARM_UP_MOST = 0.2  # of the training
 # what allocators say, where they raise no OutOfMemoryError: on CPUs, and in cuDNN and cuBLAS
@@ -56,10 +56,8 @@ def share_of_rate(module: nn.Module, manager: Any, untrained: bool) -> float:
     classes at the low rate, and at 75.0 %.
     """
     finals = [getattr(options, "final_sparsity", 0.0) for options in manager.named("Pruning")]
-    structure = any(manager.named(name) for name in ("StructuredPruning", "LayerPruning", "LayerThinning"))
-    if untrained or not has_norms(module) or any(_overall(final) > MOST_GENTLE for final in finals):
-        return 1.0
-    return GENTLE_WITHOUT_PARTS if structure else GENTLE
+    much = untrained or not has_norms(module) or any(_overall(final) > MOST_GENTLE for final in finals)
+    return 1.0 if much else GENTLE
 
 
 def has_norms(module: nn.Module) -> bool:
