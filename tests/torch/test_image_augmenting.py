@@ -203,6 +203,9 @@ def test_what_changed_since_the_last_step_is_the_modules_own() -> None:
         assert torch.equal(module[0].weight, own.weight)
         assert torch.equal(module[1].weight, narrow)
         assert torch.equal(module[2].weight, new)
+        module.add_module("later", nn.Linear(1, 1))
+    assert {"later.weight", "later.bias"} <= module.state_dict().keys()
+    assert torch.equal(module[1].weight, narrow)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:

@@ -19,6 +19,8 @@ from sparsify_image_classification.pixels import preprocess
 from sparsify_image_classification.training import loop, samples, stepping
 from sparsify_image_classification.training.trainer import TRAINER
 from sparsify_torch.distillation import DistillationModifier
+from sparsify_torch.epochs import EpochRangeModifier
+from sparsify_torch.quantization import QuantizationModifier
 from torch import nn
 
 from tests.torch.image_training import WEIGHT, data_of, experiment, fit, pruning, start, thinning
@@ -144,6 +146,14 @@ def test_a_run_that_takes_channels_out_resumes_bit_for_bit(
     assert [row["accuracy"] for row in whole.facts["history"]] == [row["accuracy"] for row in resumed.facts["history"]]
     again = fit(digits, tmp_path / "cut", modifiers, resume=True, **given)
     assert same(whole.value, again.value)
+
+
+def test_quantization_that_begins_between_two_epochs_goes_with_averaged_weights(digits: Path, tmp_path: Path) -> None:
+    """It begins with the next call, and that is one of validation, which sees the average."""
+    modifiers = [EpochRangeModifier(start_epoch=0, end_epoch=3), QuantizationModifier(start_epoch=2.0)]
+    found = fit(digits, tmp_path, modifiers, train_kwargs={"ema": 0.9})
+    assert accuracy(found.value, digits) > 80
+    assert any("fake_quantization" in name for name in found.value.state_dict())
 
 
 def signal_as_core(act: Any) -> None:

@@ -32,7 +32,7 @@ class TrainOptions(BaseModel):
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (Nesterov) or adamw")
     lr: Positive | None = Field(
         None,
-        description="peak learning rate; by default 0.05 (sgd) or 0.001 (adamw) for 128 images a step, 0.4 of it where "
+        description="peak learning rate; by default 0.05 (sgd) or 0.001 (adamw) for 128 images a step, 0.6 of it where "
         "weights are trained and at most 80 % of them become zero",
     )
     momentum: BelowOne = Field(0.9, description="of sgd")
