@@ -48,7 +48,7 @@ class Average:
             held = self.tensors.get(name)
             moves = isinstance(value, Tensor) and value.is_floating_point()
             moves = moves and (name in averaged or name.endswith(STATISTICS))
-            if moves and _alike(held, value):
+            if moves and isinstance(held, Tensor) and _alike(held, value):
                 held.lerp_(value, 1 - decay)
             else:
                 self.tensors[name] = copied(value)
