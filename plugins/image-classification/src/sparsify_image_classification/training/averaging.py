@@ -48,7 +48,7 @@ class Average:
             held = self.tensors.get(name)
             moves = isinstance(value, Tensor) and value.is_floating_point()
             moves = moves and (name in averaged or name.endswith(STATISTICS))
-            if moves and isinstance(held, Tensor) and _alike(held, value):
+            if moves and isinstance(held, Tensor) and held.shape == value.shape:
                 held.lerp_(value, 1 - decay)
             else:
                 self.tensors[name] = copied(value)
@@ -64,9 +64,7 @@ class Average:
             return
         own = snapshot(module)
         # what changed since the last step is the module's: quantization and structure may begin between two epochs
-        averaged = {
-            name: self.tensors[name] if _alike(self.tensors.get(name), own[name]) else own[name] for name in own
-        }
+        averaged = {**own, **{name: held for name, held in self.tensors.items() if _alike(held, own.get(name))}}
         for name, kept in masks.items():
             averaged[name] = averaged[name].masked_fill(~kept, 0)
         module.load_state_dict(averaged)
