@@ -70,9 +70,12 @@ def within(text: str, bounds: str) -> str:
 
 def speed_words(factor: float | None, bounds: Any = None) -> str:
     """Say a speed-up and its 95 % interval; where that contains 1 there is no difference to tell."""
-    shown = f"{span(bounds)}×" if span(bounds) else ""
-    same = shown and bounds[0] <= 1 <= bounds[1]
-    return within("no measurable difference" if same else times(factor), shown)
+    if not span(bounds):
+        return times(factor)
+    if bounds[0] <= 1 <= bounds[1]:
+        return within("no measurable difference", f"{span(bounds)}×")
+    shown = [1 / bound for bound in reversed(bounds)] if factor and round(factor, 2) < 1 else bounds
+    return within(times(factor), f"{span(shown)}×")
 
 
 def deciding(metrics: Mapping[str, Any]) -> tuple[str, str]:
