@@ -474,10 +474,12 @@ def test_constant_logging(constant: bool) -> None:
         assert len([tag for tag, *_ in seen if tag == "weight_decay"]) == 1
 
 
-@pytest.mark.parametrize(("level", "share"), [(0.5, 0.7), (0.3, 0.6), (1.0, 0.95), (0.2, None)])
-def test_create_writes_a_recipe_for_a_level(level: float, share: float | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("level", "share"), [(0.5, 0.7), (0.3, 0.6), (1.0, 0.95), (0.2, None), (0.0, None)])
+@pytest.mark.parametrize("quantized", [True, False])
+def test_create_writes_a_recipe_for_a_level(quantized: bool, level: float, share: float | None, tmp_path: Path) -> None:
     module = net()
-    optimizer, manager = create(module, sgd(module), STEPS, level, epochs=3, distillation_teacher="self")
+    given: dict[str, Any] = {"epochs": 3, "distillation_teacher": "self", "quantization": quantized}
+    optimizer, manager = create(module, sgd(module), STEPS, level, **given)
     assert manager.max_epochs == 3
     seen: list[float] = []
     train(module, optimizer, batches(3 * STEPS), lambda step: seen.append(optimizer.param_groups[0]["lr"]))
@@ -488,6 +490,7 @@ def test_create_writes_a_recipe_for_a_level(level: float, share: float | None, t
     manager.save(tmp_path / "recipe.yaml")
     recipe = load_recipe(tmp_path / "recipe.yaml")
     assert len(resolve_modifiers(recipe, load_plugins(), "training-aware")) == len(manager.modifiers)
+    assert ("fake_quantization" in str(module.state_dict().keys())) == (quantized and level > 0)
 
 
 def test_create_with_a_pattern_and_what_it_refuses() -> None:

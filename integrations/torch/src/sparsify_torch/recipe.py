@@ -34,15 +34,7 @@ def write(experiment: Experiment, description: Description) -> Recipe:
         steps.append(thinning(epochs, 1 - macs_left(experiment.optim_level), ["__ALL__"], of="macs"))
     elif sparsity and any(layer.eligible for layer in description.layers):
         steps.append(_pruning(experiment, sparsity, epochs))
-    steps.append(
-        _step(
-            "quantization",
-            "QuantizationModifier",
-            start_epoch=epochs * QUANTIZED_FROM,
-            disable_quantization_observer_epoch=epochs * FROZEN_FROM,
-            freeze_bn_stats_epoch=epochs * FROZEN_FROM,
-        )
-    )
+    steps.append(_step("quantization", "QuantizationModifier", **quantizing(epochs)))
     if experiment.teacher != "disable":
         steps.append(_step("distillation", "DistillationModifier", hardness=HARDNESS, temperature=TEMPERATURE))
     notes = ("no layer is eligible for pruning: INT8 only",) if sparsity and steps[1].name.startswith("Quant") else ()
@@ -57,6 +49,21 @@ def epochs_of(experiment: Experiment) -> float:
     return float(found)
 
 
+def quantizing(epochs: float) -> dict[str, float]:
+    """Return when INT8 is simulated, and from when its ranges and the norms' statistics stay."""
+    frozen = part(epochs, FROZEN_FROM)
+    return {
+        "start_epoch": part(epochs, QUANTIZED_FROM),
+        "disable_quantization_observer_epoch": frozen,
+        "freeze_bn_stats_epoch": frozen,
+    }
+
+
+def part(epochs: float, share: float) -> float:
+    """Return a share of the epochs as people write it: 1.2, where multiplying leaves 1.2000000000000002."""
+    return float(f"{epochs * share:.6g}")
+
+
 def _pruning(experiment: Experiment, sparsity: float, epochs: float) -> Step:
     """Prune each layer by magnitude; how much of each is measured once the model is there, see `spread`."""
     structure, share = experiment.sparsity, sparsity
@@ -68,8 +75,8 @@ def _pruning(experiment: Experiment, sparsity: float, epochs: float) -> Step:
         "init_sparsity": FIRST_SPARSITY,
         "final_sparsity": share,
         "start_epoch": 0.0,
-        "end_epoch": epochs * PRUNED_BY,
-        "update_frequency": epochs * PRUNED_BY / UPDATES,
+        "end_epoch": part(epochs, PRUNED_BY),
+        "update_frequency": part(epochs, PRUNED_BY / UPDATES),
     }
     if structure != "unstructured":
         options["mask_type"] = structure if ":" in structure else [int(side) for side in structure.split("x")]
@@ -84,7 +91,6 @@ def macs_left(level: float) -> float:
 
 def thinning(epochs: float, share: float, params: list[str], **options: Any) -> Step:
     """Take so much of the channels out of these layers in the first part of the epochs."""
-    until = epochs * THINNED_BY
     return _step(
         "pruning",
         "StructuredPruningModifier",
@@ -92,8 +98,8 @@ def thinning(epochs: float, share: float, params: list[str], **options: Any) -> 
         init_sparsity=0.0,
         final_sparsity=round(share, 4),
         start_epoch=0.0,
-        end_epoch=until,
-        update_frequency=until / THINNINGS,
+        end_epoch=part(epochs, THINNED_BY),
+        update_frequency=part(epochs, THINNED_BY / THINNINGS),
         **options,
     )
 
