@@ -281,6 +281,18 @@ def test_staged_tag_recipes_shadow_variables():
     assert [step.options["learning_rate"] for step in steps(text, {"rate": 1})] == [1, 1]
 
 
+def test_a_stage_computes_its_variables_from_those_of_the_document_first():
+    """SparseML's staged recipes keep the document's value so: `end_global: eval(end)` beside `end: 75`."""
+    text = """
+    end: 100
+    rate: 0.1
+    a: {end_global: eval(end), end: 75, rate: eval(rate * 2), last: eval(end_global + own), own: 1,
+        x_modifiers: [!EpochRangeModifier {start_epoch: eval(end), end_epoch: eval(end_global), r: eval(rate),
+        l: eval(last)}]}
+    """
+    assert steps(text)[0].options == {"start_epoch": 75, "end_epoch": 100, "r": 0.2, "l": 101}
+
+
 def test_variables_chain_in_any_order_and_inside_containers():
     text = """
     c: {gamma: eval(b * 2), milestones: [eval(a), eval(b)]}
@@ -348,8 +360,8 @@ def test_fields_of_foreign_modifiers_are_never_touched():
         ("modifiers:\n- !X {y: at eval(1) only}\n", "eval(…) must be the whole value", "one eval"),
         ("a: [1]\nmodifiers:\n- !X {y: {eval(a): 1}}\n", "a list or mapping cannot be a key", "number or a name"),
         ("modifiers:\n- !X {y: *gone}\n", "line 2: found undefined alias 'gone'", "write eval(name)"),
-        ("modifiers:\n- !X\n  y: 1\n  y: 2\n", "line 4: key 'y' stands twice", "mend"),
-        ("modifiers:\n- !X {}\nmodifiers:\n- !X {}\n", "line 3: key 'modifiers' stands twice", "mend"),
+        ("modifiers:\n- !X\n  y: 1\n  y: 2\n", "line 4: key 'y' stands twice", "remove one"),
+        ("modifiers:\n- !X {}\nmodifiers:\n- !X {}\n", "line 3: key 'modifiers' stands twice", "remove one"),
         ("modifiers:\n- !!python/object/apply:os.system [ls]\n", "could not determine a constructor", "never executed"),
         ("modifiers:\n- !X\n\ty: 1\n", "line 3", "spaces"),
         ("modifiers: [\n", "line 2", "mend"),

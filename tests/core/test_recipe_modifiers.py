@@ -37,6 +37,11 @@ class Schedule(BaseModel):
     end_epoch: float = -1
 
 
+class Looking(BaseModel):
+    def check_beside(self, modifiers):
+        raise RequestError("beside me: " + ", ".join(name for name, _ in modifiers), fix="move")
+
+
 def offer(name, phase, target="toy_modifiers:Prune", requires=()):
     return Entry(name, target, f"{name} of the toy plugin", phase=phase, requires=requires)
 
@@ -56,7 +61,7 @@ TRAINING = (
 @pytest.fixture(autouse=True)
 def toy_modifiers(monkeypatch):
     module = ModuleType("toy_modifiers")
-    module.Prune, module.Schedule, module.plain = Prune, Schedule, print
+    module.Prune, module.Schedule, module.Looking, module.plain = Prune, Schedule, Looking, print
     monkeypatch.setitem(sys.modules, "toy_modifiers", module)
 
 
@@ -225,7 +230,8 @@ def test_check_explains_every_step_and_says_what_cannot_run():
         "0.05 to 0.8 (cubic, unstructured), from epoch 2 to epoch 26, every 0.5 epochs"
     )
     assert findings[2].sentence == (
-        "prunes every prunable weight to sparsity 0.514 and corrects the weights that stay, once, on the trained model"
+        "prunes every prunable weight to sparsity 0.514 (unstructured) and corrects the weights that stay, once, on "
+        "the trained model"
     )
     during = "it works during training, and no installed plugin offers it (pip install sparsify-torch)"
     assert [finding.why_not for finding in findings] == [during, during, "", "no installed plugin offers it", during]
@@ -336,3 +342,58 @@ def test_the_table_of_known_modifiers_is_whole():
         "QuantizationModifier", ""
     ).fields.keys()
     assert known_modifier("TheirModifier", "") is None
+
+
+@pytest.mark.parametrize(
+    ("written", "now"),
+    [
+        ("GradualKSModifier", "GMPruningModifier"),
+        ("LegacyGMPruningModifier", "GMPruningModifier"),
+        ("ConstantKSModifier", "ConstantPruningModifier"),
+        ("LegacyQuantizationModifier", "QuantizationModifier"),
+        ("SparseOPTModifier", "SparseGPTModifier"),
+    ],
+)
+def test_retired_names_become_the_last_ones_with_a_note(written, now):
+    recipe = parse_recipe(f"modifiers:\n- !{written} {{}}\n")
+    assert (recipe.steps[0].name, recipe.notes) == (now, (f"{now}: written {written} in the recipe",))
+
+
+def test_the_legacy_name_stays_where_it_works_on_a_trained_model():
+    recipe = parse_recipe("a_stage: {run_type: oneshot, a_modifiers: {LegacyQuantizationModifier: {}}}")
+    assert (recipe.steps[0].name, recipe.notes) == ("LegacyQuantizationModifier", ())
+
+
+def test_two_numbers_of_old_recipes_are_a_pattern():
+    recipe = parse_recipe("a_stage: {a_modifiers: {SparseGPTModifier: {sparsity: 0.5, prunen: 2, prunem: 4}}}")
+    assert recipe.steps[0].options == {"sparsity": 0.5, "mask_structure": "2:4"}
+    assert recipe.notes == ("SparseGPTModifier: wrote 'prunen' and 'prunem' as mask_structure 2:4",)
+
+
+@pytest.mark.parametrize("field", ["start", "end", "update_frequency"])
+def test_modifiers_of_both_dialects_train_where_they_have_epochs(field):
+    text = f"a_stage: {{a_modifiers: {{MagnitudePruningModifier: {{final_sparsity: 0.5, {field}: 1}}}}}}"
+    assert parse_recipe(text).steps[0].phase == "training"
+    assert parse_recipe(text.replace(f"{field}: 1", f"{field}: null")).steps[0].phase == "post-training"
+
+
+def test_a_field_at_its_default_needs_nobody_who_knows_it():
+    text = "a_stage: {a_modifiers: {SparseGPTModifier: {sparsity: 0.5, owl_m: %s}}}"
+    [finding] = check_recipe(parse_recipe(text % "null"), installed(*ONESHOT))
+    assert finding.runnable
+    [finding] = check_recipe(parse_recipe(text % "5"), installed(*ONESHOT))
+    assert finding.why_not == (
+        "modifier 'SparseGPTModifier' (a_stage/a_modifiers), field 'owl_m': nothing installed can do 5"
+    )
+    error = refusal(text % "5", installed(*ONESHOT), "one-shot")
+    assert error.fix == "remove 'owl_m'"
+
+
+def test_a_modifier_may_look_at_those_beside_it():
+    looking = offer("EpochRangeModifier", "training", "toy_modifiers:Looking")
+    recipe = parse_recipe("modifiers:\n- !EpochRangeModifier {}\n- !QuantizationModifier {start_epoch: 1}\n")
+    findings = check_recipe(recipe, installed(looking, TRAINING[0]))
+    assert [(finding.runnable, finding.why_not) for finding in findings] == [
+        (False, "beside me: EpochRangeModifier, QuantizationModifier"),
+        (True, ""),
+    ]

@@ -195,10 +195,6 @@ SAME = [
     ],
     [
         LearningRateFunctionModifier(**CLOSED, start_epoch=0, end_epoch=2),
-        SetLearningRateModifier(learning_rate=1, start_epoch=1),
-    ],
-    [
-        LearningRateFunctionModifier(**CLOSED, start_epoch=0, end_epoch=2),
         SetLearningRateModifier(learning_rate=0.2, start_epoch=0),
     ],
     [SetWeightDecayModifier(weight_decay=0), SetWeightDecayModifier(weight_decay=1)],
@@ -208,9 +204,10 @@ SAME = [
         RigLPruningModifier(final_sparsity=0.5, start_epoch=0, end_epoch=2, update_frequency=1, params="features.2"),
     ],
     [DistillationModifier(), DistillationModifier(hardness=0.1, start_epoch=-1)],
+    [TrainableParamsModifier(params="head", trainable=True), TrainableParamsModifier(params="head", trainable=False)],
     [
         TrainableParamsModifier(params="__ALL__", trainable=True),
-        TrainableParamsModifier(params="head", trainable=False),
+        TrainableParamsModifier(params="head", trainable=False, end_epoch=1),
     ],
 ]
 
@@ -242,6 +239,57 @@ def test_adjacent_and_agreeing_modifiers_are_no_contradiction() -> None:
     assert len(optimizer.run.turns) == 7
 
 
+def test_a_rate_that_is_set_ends_a_function_before_its_time() -> None:
+    """YOLOv5's published recipes set the rate of quantization while a cosine has two epochs to go."""
+    module = net()
+    function = LearningRateFunctionModifier(**CLOSED, start_epoch=0, end_epoch=2)
+    manager, optimizer = attach(
+        [function, SetLearningRateModifier(learning_rate=0.7, start_epoch=1)], module, sgd(module)
+    )
+    rates: list[float] = []
+    train(module, optimizer, batches(2 * STEPS), lambda step: rates.append(optimizer.param_groups[0]["lr"]))
+    assert rates == pytest.approx([0.1 * (1 - step / 8) for step in range(4)] + [0.7] * 4)
+    assert manager.max_epochs == 2
+
+
+def test_a_rate_that_is_set_for_one_group_leaves_the_others_to_the_function() -> None:
+    module = net()
+    optimizer = torch.optim.SGD([{"params": module.features.parameters()}, {"params": module.head.parameters()}], lr=1)
+    function = LearningRateFunctionModifier(**CLOSED, start_epoch=0, end_epoch=2)
+    setting = SetLearningRateModifier(learning_rate=0.7, start_epoch=1, param_groups=1)
+    _, wrapped = attach([function, setting], module, optimizer)
+    rates: list[list[float]] = []
+    train(module, wrapped, batches(2 * STEPS), lambda step: rates.append([one["lr"] for one in wrapped.param_groups]))
+    falling = [0.1 * (1 - step / 8) for step in range(8)]
+    assert [first for first, _ in rates] == pytest.approx(falling)
+    assert [second for _, second in rates] == pytest.approx([*falling[:4], *[0.7] * 4])
+
+
+@pytest.mark.parametrize("begin", [0.0, 1.0])
+@pytest.mark.parametrize("end", [2.0, -1.0])
+def test_a_part_that_is_switched_on_stays_on_in_what_is_frozen(begin: float, end: float) -> None:
+    """Freeze all, then let the head learn: written so in recipes for transfer learning."""
+    module = net()
+    everything = TrainableParamsModifier(params="__ALL__", trainable=False, start_epoch=0, end_epoch=end)
+    head = TrainableParamsModifier(params="re:head.*", trainable=True, start_epoch=begin)
+    _, optimizer = attach([EpochRangeModifier(start_epoch=0, end_epoch=3), everything, head], module, sgd(module))
+    seen: list[tuple[bool, bool]] = []
+
+    def look(step: int) -> None:
+        seen.append((module.head.weight.requires_grad, module.features[2].weight.requires_grad))
+
+    for batch in batches(3 * STEPS):
+        look(0)
+        loss = cross_entropy(module(batch[0]), batch[1])
+        if loss.requires_grad:
+            loss.backward()
+        optimizer.step()
+    frozen = [epoch < 2 or end < 0 for epoch in range(3) for _ in range(STEPS)]
+    learning = [step >= begin * STEPS for step in range(3 * STEPS)]
+    assert [features for _, features in seen] == [not one for one in frozen]
+    assert [trains for trains, _ in seen] == learning
+
+
 def test_names_that_the_model_lacks() -> None:
     module = net()
     for modifier, match, near in [
@@ -252,7 +300,6 @@ def test_names_that_the_model_lacks() -> None:
         ),
         (ConstantPruningModifier(params=["re:encoder.*"]), "'re:encoder.*' matches none", "weight"),
         (GMPruningModifier(**{**GRADUAL, "params": ["head.bias"]}), "'head.bias' matches none", "head.weight"),
-        (GMPruningModifier(**{**GRADUAL, "params": ["re:*"]}), "is no regular expression", "mend"),
         (
             TrainableParamsModifier(params="hed", trainable=True),
             "TrainableParamsModifier, field 'params': 'hed'",

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from sparsify import RequestError, load_plugins, load_recipe
+from sparsify import RequestError, check_recipe, load_plugins, load_recipe
+from sparsify.recipe import parse_recipe
 from sparsify_torch import ScheduledModifierManager
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -568,3 +569,53 @@ def test_a_published_recipe_runs_or_says_what_cannot(name: str, tmp_path: Path) 
 def test_those_that_cannot_run_are_few() -> None:
     """Whoever wires one in later finds here what it makes run."""
     assert len(RECIPES) >= 20
+
+
+MARKED = {
+    "params: ['re:*.block.weight']": "'re:*.block.weight' is no regular expression: nothing to repeat",
+    "params: [a.weight], end_epoch: 8": "field 'end_epoch': epoch 8 is outside EpochRangeModifier's 0 to 4",
+    "params: [b.weight], start_epoch: 3, end_epoch: 2": "start_epoch 3 is after end_epoch 2",
+    "params: [c.weight]": "both set the pruning of c.weight at once",
+    "params: [], final_sparsity: {0.9: [c.weight]}": "both set the pruning of c.weight at once",
+}
+
+
+@pytest.mark.parametrize("fields", MARKED)
+def test_the_check_finds_without_a_model_what_no_model_can_run(fields: str) -> None:
+    whole = "init_sparsity: 0.1, final_sparsity: 0.9, start_epoch: 0, end_epoch: 2, update_frequency: 0.5, params: [c]"
+    given = {pair.partition(":")[0]: pair for pair in whole.split(", ")}
+    given |= {pair.partition(":")[0]: pair for pair in fields.split(", ")}
+    text = f"""
+    modifiers:
+    - !EpochRangeModifier {{start_epoch: 0, end_epoch: 4}}
+    - !GMPruningModifier {{{whole.replace("[c]", "[c.weight]")}}}
+    - !MagnitudePruningModifier {{{", ".join(given.values())}}}
+    """
+    findings = check_recipe(parse_recipe(dedent(text)), load_plugins())
+    assert MARKED[fields] in " ".join(finding.why_not for finding in findings)
+
+
+def test_legacy_fields_of_quantization_run_with_a_note_for_what_is_decided_here() -> None:
+    """BERT's and YOLOv5's published recipes hold most of them."""
+    recipe = parse_recipe(
+        "modifiers:\n- !QuantizationModifier {start_epoch: 1, submodules: [a, b], quantize_embeddings: true, "
+        "quantize_linear_activations: false, custom_quantizable_module_types: [SiLU], "
+        "exclude_module_types: [LayerNorm], activation_bits: 8, weight_bits: 8, tensorrt: false, reduce_range: true}\n"
+    )
+    [options] = ScheduledModifierManager.from_recipe(recipe).modifiers
+    assert (options.submodules, options.ignore, options.reduce_range) == (("a", "b"), ("LayerNorm",), True)
+    assert [note.partition("'")[2].partition("'")[0] for note in recipe.notes] == [
+        "quantize_embeddings",
+        "quantize_linear_activations",
+        "custom_quantizable_module_types",
+    ]
+
+
+@pytest.mark.parametrize("given", [{"rate": 0.5}, '{"rate": 0.5}'])
+def test_variables_are_replaced_by_a_mapping_or_json(given: Any, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("rate: 0.1\nmodifiers:\n- !SetLearningRateModifier {learning_rate: eval(rate)}\n")
+    manager = ScheduledModifierManager.from_yaml(path, None, given)
+    assert [one.learning_rate for one in manager.modifiers] == [0.5]
+    with pytest.raises(RequestError, match=r"recipe_variables is 'rate=0\.5', no mapping"):
+        ScheduledModifierManager.from_yaml(path, recipe_variables="rate=0.5")

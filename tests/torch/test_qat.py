@@ -17,7 +17,6 @@ from sparsify_torch.bn_folding import round_bias, round_norm_bias
 from sparsify_torch.export_graph import clean_copy
 from sparsify_torch.fake_quant import make_grids, round_activation, round_weight, weight_scales
 from sparsify_torch.observers import extremes, follow
-from sparsify_torch.qat_options import from_legacy, is_legacy
 from torch import Tensor, nn
 
 from tests.torch.qat_nets import Block, Toy
@@ -410,17 +409,12 @@ def test_null_overrides_leave_a_layer_float() -> None:
 
 
 def test_legacy_names_are_translated() -> None:
-    assert is_legacy({"submodules": ["a"]})
-    assert not is_legacy({"ignore": ["a"]})
-    fields, notes = from_legacy(
-        {"start_epoch": 1, "submodules": ["stem"], "quantize_linear_activations": False, "exclude_module_types": ["X"]}
-    )
-    options = qat.QuantizationOptions(**fields)
-    assert (options.submodules, options.ignore, options.strict) == (("stem",), ("X",), False)
-    assert notes == ("quantize_linear_activations is decided by what runs in INT8",)
+    given = {"start_epoch": 1, "submodules": ["stem"], "ignore": "head", "exclude_module_types": ["X"]}
+    options = qat.QuantizationOptions.model_validate({**given, "activation_bits": 8, "tensorrt": False})
+    assert (options.submodules, options.ignore, options.strict) == (("stem",), ("head", "X"), False)
     for wrong in ({"activation_bits": 4}, {"tensorrt": True}, {"weight_qconfig_kwargs": {"a": 1}}):
         with pytest.raises(RequestError, match=next(iter(wrong))):
-            from_legacy(wrong)
+            qat.QuantizationOptions.model_validate(wrong)
 
 
 @pytest.mark.parametrize("make", [lambda: Block(1, 8), lambda: Toy()])

@@ -11,6 +11,7 @@ from sparsify import RequestError, StageError, load_plugins
 from sparsify_torch import ScheduledModifierManager, apply_structure
 from sparsify_torch.channels import macs
 from sparsify_torch.coupling import couple
+from sparsify_torch.epochs import EpochRangeModifier
 from sparsify_torch.gradual_pruning import GMPruningModifier
 from sparsify_torch.layer_distillation import PerLayerDistillationModifier
 from sparsify_torch.layer_pruning import LayerPruningModifier
@@ -338,9 +339,22 @@ def test_recipes_say_it_in_yaml_and_back() -> None:
         (lambda: pruning(0.1, init_sparsity=0.5), "init_sparsity 0.5 is above final_sparsity 0.1"),
         (lambda: pruning(mask_type="block4"), "'filter' or 'channel'"),
         (lambda: pruning(leave_enabled=False), "channels that are gone do not come back"),
-        (lambda: LayerPruningModifier(layers=("a",), end_epoch=2), "layers that were taken out do not come back"),
+        (
+            lambda: ScheduledModifierManager([LayerPruningModifier(layers=("a",), end_epoch=2)]),
+            "layers that were taken out do not come back at 2",
+        ),
     ],
 )
 def test_contradictions_are_refused(made: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, RequestError), match=message):
         made()
+
+
+def test_layers_may_stay_out_until_the_recipe_ends_and_quantization_may_follow_at_once() -> None:
+    """MobileBERT's published recipes write it so."""
+    made = [
+        EpochRangeModifier(start_epoch=0, end_epoch=2),
+        LayerPruningModifier(layers=("a",), start_epoch=0, end_epoch=2),
+        QuantizationModifier(start_epoch=0),
+    ]
+    assert ScheduledModifierManager(made).max_epochs == 2

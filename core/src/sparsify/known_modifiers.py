@@ -9,6 +9,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from sparsify.recipe import Step
+
 REQUIRED = "required"  # stands in the table where a field has no default
 TRAINING_ONLY = frozenset({"ConstantPruningModifier", "OutputDistillationModifier"})  # of the key dialect
 
@@ -49,6 +51,18 @@ def known_modifier(name: str, phase: str) -> Known | None:
     return Known("training" if trains else "post-training", row["does"], {**other, **row["fields"]})
 
 
+def current_name(name: str, phase: str) -> str:
+    """Return the name that a modifier has now, which old recipes know under another."""
+    retired = _table()["retired"] | (_table()["trained"] if phase != "post-training" else {})
+    return str(retired.get(name, name))
+
+
+def has_epochs(step: Step) -> bool:
+    """Say whether a modifier that both dialects have is given epochs, as none is that works on a trained model."""
+    given = map(step.options.get, ("start", "end", "start_epoch", "end_epoch", "update_frequency"))
+    return step.name in _table()["tag"] and any(value is not None for value in given)
+
+
 def normalise_options(name: str, phase: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Rename or drop dead fields, with a note for each, and spell those of the key dialect as the tag dialect does."""
     notes: list[str] = []
@@ -58,6 +72,9 @@ def normalise_options(name: str, phase: str, options: Mapping[str, Any]) -> tupl
     if isinstance(given.get("mfac_options"), Mapping):
         given = {**given.pop("mfac_options"), **given}
         notes.append("moved the fields of 'mfac_options' one level up")
+    if name == "SparseGPTModifier" and "prunen" in given:
+        given.setdefault("mask_structure", f"{given.pop('prunen')}:{given.pop('prunem', 0)}")
+        notes.append(f"wrote 'prunen' and 'prunem' as mask_structure {given['mask_structure']}")
     dropped, renamed = _fields("dropped", "any", name), _fields("renamed", "any", name)
     respelt = _fields("respelt", "any", name if phase == "training" else "")
     kept: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from sparsify.plugins import Offer, Plugins, load_target
 from sparsify.recipe import Recipe, Step
 
 _WORDS = {"__ALL__": "every parameter", "__ALL_PRUNABLE__": "every prunable weight", "None": "the default layers"}
+_WORDS |= {REQUIRED: "(not given)", "0:0": "unstructured"}
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _WHERE_GIVEN = re.compile(r"\[([^][]*\{(\w+)\}[^][]*)\]")
 
@@ -26,6 +27,7 @@ class Finding:
     sentence: str
     runnable: bool
     why_not: str = ""
+    options: Any = None
 
 
 def resolve_modifiers(recipe: Recipe, plugins: Plugins, kind: str) -> list[tuple[Step, Any]]:
@@ -49,8 +51,21 @@ def _phase(name: str, plugins: Plugins, kind: str) -> str:
 
 
 def check_recipe(recipe: Recipe, plugins: Plugins) -> tuple[Finding, ...]:
-    """Explain every step; raises RequestError for a modifier or field that neither the field nor a plugin knows."""
-    return tuple(_check(step, plugins) for step in recipe.steps)
+    """Explain every step; raises RequestError for a modifier or field that neither the field nor a plugin knows.
+
+    A modifier with `check_beside` is asked about those that can run, as pairs of a name and options.
+    """
+    found = [_check(step, plugins) for step in recipe.steps]
+    pairs = [(finding.modifier, finding.options) for finding in found if finding.options is not None]
+    return tuple(_beside(finding, pairs) for finding in found)
+
+
+def _beside(finding: Finding, pairs: list[tuple[str, Any]]) -> Finding:
+    try:
+        getattr(finding.options, "check_beside", lambda others: None)(pairs)
+    except RequestError as error:
+        return replace(finding, runnable=False, why_not=error.problem)
+    return finding
 
 
 def _offers(plugins: Plugins, name: str, phase: str = "") -> list[Offer]:
@@ -89,14 +104,20 @@ def _validate(step: Step, offer: Offer) -> Any:
     if not hasattr(target, "model_validate"):
         problem = f"modifier '{step.name}' of plugin '{offer.plugin.name}' is no pydantic model of its options"
         raise PluginError(problem, fix=f"run `sparsify plugins check {offer.plugin.name}`")
-    try:
-        return target.model_validate(dict(step.options))
+    known = known_modifier(step.name, offer.entry.phase)
+    defaults = known.fields if known else {}
+    idle = {name: default for name, default in defaults.items() if name not in target.model_fields}
+    try:  # what is at its default needs nobody to do it
+        return target.model_validate({key: value for key, value in step.options.items() if idle.get(key, ...) != value})
     except ValidationError as error:
-        raise _wrong_option(step, target.model_fields, error.errors(include_url=False)[0]) from error
+        raise _wrong_option(step, target.model_fields, defaults, error.errors(include_url=False)[0]) from error
 
 
-def _wrong_option(step: Step, fields: Collection[str], first: Mapping[str, Any]) -> RequestError:
+def _wrong_option(step: Step, fields: Collection[str], known: Collection[str], first: Any) -> RequestError:
     name, where = ".".join(map(str, first["loc"])), f"modifier '{step.name}' ({step.group})"
+    if first["type"] == "extra_forbidden" and name in known:
+        problem = f"{where}, field '{name}': nothing installed can do {first['input']!r}"
+        return RequestError(problem, fix=f"remove '{name}'")
     if first["type"] == "extra_forbidden":
         return _unknown_field(step, name, fields, first["input"])
     if first["type"] == "missing":
@@ -128,7 +149,8 @@ def _check(step: Step, plugins: Plugins) -> Finding:
         except SparsifyError as error:
             why_not = why_not or error.problem
         else:
-            return _finding(step, offer.entry.phase, offer.entry.summary, options.model_dump())
+            found = _finding(step, offer.entry.phase, offer.entry.summary, options.model_dump())
+            return replace(found, options=options)
     phases = (step.phase, known.phase if known else "")
     if "training" in phases and not any(offer.entry.phase == "training" for offer in plugins.offers("modifiers")):
         why_not = "it works during training, and no installed plugin offers it (pip install sparsify-torch)"
@@ -146,17 +168,21 @@ def _fields_of(offer: Offer) -> Iterable[str]:
 def _finding(step: Step, phase: str, summary: str, fields: Mapping[str, Any], why_not: str = "") -> Finding:
     known, values = known_modifier(step.name, phase), {**fields, **step.options}
     does = summary or "does what its plugin says"
-    if known and (known.phase == phase or not summary) and set(_PLACEHOLDER.findall(known.does)) <= values.keys():
-        does = _WHERE_GIVEN.sub(lambda found: found[1] if values[found[2]] else "", known.does)
+    needed = set(_PLACEHOLDER.findall(_WHERE_GIVEN.sub("", known.does))) if known else set()
+    if known and (known.phase == phase or not summary) and needed <= values.keys():
+        does = _WHERE_GIVEN.sub(lambda found: found[1] if values.get(found[2]) else "", known.does)
         does = _PLACEHOLDER.sub(lambda found: _say(values[found[1]]), does)
     sentence = f"{does}, {_when(step, phase, values)}"
     return Finding(step.name, step.group, sentence, not why_not, why_not)
 
 
 def _say(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_say(key)} of {_say(names)}" for key, names in value.items())
+    if isinstance(value, list | tuple) and all(isinstance(item, int) for item in value):
+        return str(list(value))
     if isinstance(value, list | tuple) and value:
-        shown = ", ".join(_say(item) for item in value[:2])
-        return shown if len(value) <= 2 else f"{shown} and {len(value) - 2} more"
+        return ", ".join(map(_say, value[:2])) + (f" and {len(value) - 2} more" if len(value) > 2 else "")
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return _WORDS.get(text, f"names like {text[3:]}" if text.startswith("re:") else text)
 
@@ -168,4 +194,4 @@ def _when(step: Step, phase: str, values: Mapping[str, Any]) -> str:
     begins = "from the start" if start in (None, -1, REQUIRED) else f"from epoch {_say(start)}"
     ends = "to the end" if end in (None, -1, REQUIRED) else f"to epoch {_say(end)}"
     often = f", every {_say(every)} epochs" if isinstance(every, int | float) and every > 0 else ""
-    return f"{begins} {ends}{often}"
+    return f"{begins} {ends}{often.replace('every 1 epochs', 'every epoch')}"

@@ -6,11 +6,12 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 from typing import Any
 
 from sparsify.arithmetic import evaluate, referenced_names
 from sparsify.errors import RequestError
-from sparsify.known_modifiers import TRAINING_ONLY, nearest, normalise_options
+from sparsify.known_modifiers import TRAINING_ONLY, current_name, has_epochs, nearest, normalise_options
 from sparsify.recipe import RUN_TYPES, Recipe, Step, group_name, implied_phase
 
 _EVAL = re.compile(r"\s*eval\((.*)\)\s*", re.DOTALL)
@@ -34,9 +35,11 @@ def read_steps(document: object, given: Mapping[str, Any], source: str) -> Recip
     for step, own in found:
         inner = _resolve({name: given.get(name, value) for name, value in own.items()}, scope, source)
         options = _substitute(step.options, inner, f"{source}, {step.name}")
-        options, said = normalise_options(step.name, step.phase, options)
-        steps.append(replace(step, options=options))
-        notes.extend(f"{step.name}: {line}" for line in said)
+        name = current_name(step.name, step.phase)
+        options, said = normalise_options(name, step.phase, options)
+        steps.append(replace(step, name=name, options=options))
+        said += [f"written {step.name} in the recipe"] if name != step.name else []
+        notes.extend(f"{name}: {line}" for line in said)
     return Recipe(tuple(steps), tuple(dict.fromkeys(notes)))
 
 
@@ -112,7 +115,8 @@ def _stage_phase(stage: str, run_type: object, items: Mapping[str, list[Step]], 
     if run_type is not None:
         return RUN_TYPES[str(run_type)]
     if is_by_key:
-        trains = all(step.name in TRAINING_ONLY for group in items.values() for step in group)
+        steps = list(chain.from_iterable(items.values()))
+        trains = any(map(has_epochs, steps)) or all(step.name in TRAINING_ONLY for step in steps)
         inferred = "training" if trains else "post-training"
         return next((phase for word, phase in RUN_TYPES.items() if word in stage), inferred)
     phases = {implied_phase(key) for key in items}
@@ -157,11 +161,13 @@ def _references(value: object) -> frozenset[str]:
 
 
 def _resolve(variables: Mapping[str, Any], outer: Mapping[str, Any], source: str) -> dict[str, Any]:
-    sorter = TopologicalSorter({name: _references(value) & variables.keys() for name, value in variables.items()})
+    """Compute variables; those of a stage read the document's before one another, so that `x: eval(x)` can be."""
+    inner = variables.keys() - outer.keys()
+    sorter = TopologicalSorter({name: _references(value) & inner for name, value in variables.items()})
     values = dict(outer)
     try:
         for name in sorter.static_order():
-            values[name] = _substitute(variables[name], values, f"{source}, variable '{name}'")
+            values[name] = _substitute(variables[name], {**values, **outer}, f"{source}, variable '{name}'")
     except CycleError as error:
         problem = f"{source}: variables refer to one another: {' → '.join(error.args[1])}"
         raise RequestError(problem, fix="give one of them a plain value") from error

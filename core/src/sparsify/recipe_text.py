@@ -26,6 +26,7 @@ _FIXES = {  # by words of PyYAML's messages
     "determine a constructor": "use modifier tags (!Name) only; Python and application tags are never executed",
     "single document": "keep one recipe in a file, or put the recipe between two `---` lines at the start",
     "'\\t'": "indent with spaces",
+    "stands twice": "remove one of the two; arguments of another modifier are indented below its own `- !Modifier`",
     "": "mend the YAML there; arguments are indented below their `- !Modifier`",
 }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from pydantic import BaseModel
 
+from sparsify_torch.conflicts import check_names
 from sparsify_torch.loop import Loop, Part
 from sparsify_torch.options import FROZEN, Ending, Epoch, Frequency
 from sparsify_torch.prunable import weighted_layers
@@ -19,6 +21,10 @@ class EpochRangeModifier(BaseModel):
 
     start_epoch: Epoch
     end_epoch: Ending
+
+    def check_beside(self, modifiers: Sequence[tuple[str, Any]]) -> None:
+        """Raise RequestError where the recipe's modifiers, with their names, contradict one another in any model."""
+        check_names(modifiers)
 
     def attach(self, loop: Loop) -> Part:
         """Do nothing; the manager reads the epochs."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import AfterValidator, BaseModel
+from pydantic import BaseModel
 from sparsify import RequestError
 from torch import nn
 
@@ -18,24 +18,19 @@ from sparsify_torch.weights import matching, no_match
 NAME = "LayerPruningModifier"
 
 
-def _for_good(value: float) -> float:
-    if value != -1:
-        raise ValueError("only -1 is possible: layers that were taken out do not come back")
-    return value
-
-
 class LayerPruningModifier(BaseModel):
     """Replace layers by what goes around them: a residual block by its shortcut, a layer of equal shapes by nothing.
 
     layers: names or `re:` patterns. All go at start_epoch, or with an update_frequency one every so many epochs, in the
-    order in which they are named (dropping layers: Sajjad et al. 2020, arXiv:2004.03844).
+    order in which they are named (dropping layers: Sajjad et al. 2020, arXiv:2004.03844). They do not come back: an
+    end_epoch can only be the recipe's own.
     """
 
     model_config = FROZEN
 
     layers: Names
     start_epoch: Epoch = -1
-    end_epoch: Annotated[float, AfterValidator(_for_good)] = -1
+    end_epoch: Epoch = -1
     update_frequency: Frequency = -1
 
     def attach(self, loop: Loop) -> Part:

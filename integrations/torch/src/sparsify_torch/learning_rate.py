@@ -133,12 +133,19 @@ class RatePart(Part):
     Rates are logged when they change, or at every step with `constant`.
     """
 
+    yields = True
+
     def __init__(
         self, loop: Loop, groups: tuple[int, ...] | None, modifier: str, rate: RateAt, constant: bool = False
     ) -> None:
         self.loop, self.groups, self.rate, self.constant = loop, groups, rate, constant
         self.logged = -1.0
         self.claims = claim_groups(loop, groups, "learning rate", modifier)
+
+    def release(self, claims: frozenset[str]) -> None:
+        """Keep to the other groups."""
+        self.claims -= claims
+        self.groups = tuple(int(claim.rpartition(" ")[2]) for claim in self.claims)
 
     def start(self, epoch: float) -> None:
         """Write the only rate, with `once`."""

@@ -107,11 +107,13 @@ class Part:
 
     between_steps: act after the optimizer's step and on attaching, not before the step. once: all is done at the start.
     claims: what the part alone sets while it is active, such as "learning rate of group 0". needs: what others must not
-    claim meanwhile. Two parts that claim the same at once are refused.
+    claim meanwhile. Two parts that claim the same at once are refused. yields: but a later one may take claims over for
+    good, see `release`.
     """
 
     between_steps: ClassVar[bool] = False
     once: bool = False
+    yields: ClassVar[bool] = False
     claims: frozenset[str] = frozenset()
     needs: frozenset[str] = frozenset()
 
@@ -123,6 +125,9 @@ class Part:
 
     def end(self, epoch: float) -> None:
         """Stop; comes once, after the last update."""
+
+    def release(self, claims: frozenset[str]) -> None:
+        """Leave some of the claims to another part from now on; comes at every update after that."""
 
     def before_step(self) -> None:
         """Look at the gradients before the optimizer's step; comes at every step between start and end."""

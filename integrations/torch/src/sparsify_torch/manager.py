@@ -50,15 +50,19 @@ class ScheduledModifierManager:
 
     @classmethod
     def from_yaml(
-        cls, path: str | Path, recipe_variables: Mapping[str, Any] | None = None, add_modifiers: Iterable[Any] = ()
+        cls,
+        path: str | Path,
+        add_modifiers: Iterable[Any] | None = None,
+        recipe_variables: Mapping[str, Any] | str | None = None,
     ) -> ScheduledModifierManager:
         """Read a recipe file (.yaml, .yml, .json, or the front matter of .md).
 
-        recipe_variables replace the recipe's own; add_modifiers are options objects to run beside it. Raises
-        RequestError for whatever is wrong with the recipe, and for modifiers that cannot run in a training loop here.
+        recipe_variables, a mapping or JSON, replace the recipe's own; add_modifiers are options objects to run beside
+        it. Raises RequestError for whatever is wrong with the recipe, and for modifiers that cannot run in a training
+        loop here.
         """
-        recipe = load_recipe(Path(path), recipe_variables)
-        return cls.from_recipe(recipe, add_modifiers)
+        recipe = load_recipe(Path(path), _variables(recipe_variables))
+        return cls.from_recipe(recipe, add_modifiers or ())
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, add_modifiers: Iterable[Any] = ()) -> ScheduledModifierManager:
@@ -237,7 +241,8 @@ class ScheduledModifierManager:
         turns: list[Turn] = []
         try:
             for step, options, key in zip(self.steps, self.modifiers, _keys(self.steps), strict=True):
-                turns.append(Turn(step.name, key, options, options.attach(loop), options.end_epoch))
+                place = next(index for index, written in enumerate(self.recipe.steps) if written is step)
+                turns.append(Turn(step.name, key, options, options.attach(loop), options.end_epoch, place))
             check_claims(turns)
         except RequestError:
             del loop.optimizer.param_groups[groups:]  # what a modifier may have added
@@ -245,6 +250,18 @@ class ScheduledModifierManager:
         turns.sort(key=lambda turn: turn.end if turn.end >= 0 else math.inf)  # an end may have moved
         loop.parts = [turn.part for turn in turns]
         return turns
+
+
+def _variables(given: Mapping[str, Any] | str | None) -> Mapping[str, Any] | None:
+    """Read what replaces a recipe's variables."""
+    try:
+        found = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        found = given
+    if found is not None and not isinstance(found, Mapping):
+        problem = f"recipe_variables is {given!r}, no mapping of names to values"
+        raise RequestError(problem, fix="""give one such as {"num_epochs": 3}, or that as JSON""")
+    return found
 
 
 def _step(options: Any) -> Step:

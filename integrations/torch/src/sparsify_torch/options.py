@@ -5,6 +5,7 @@ Options are frozen pydantic models; numbers written as text ("1e-7", as YAML 1.1
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -38,6 +39,16 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str | int | float) else value
 
 
+def _patterns(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for name in names or ():
+        if name.startswith("re:"):
+            try:
+                re.compile(name[3:])
+            except re.error as error:
+                raise ValueError(f"'{name}' is no regular expression: {error}") from error
+    return names
+
+
 def _lists(value: Any) -> Any:
     """Read single names in a mapping of sparsities as tuples of them."""
     return {key: _as_tuple(names) for key, names in value.items()} if isinstance(value, Mapping) else value
@@ -65,8 +76,8 @@ Epoch = Annotated[float, AfterValidator(_epoch)]
 Ending = Annotated[float, Field(ge=0)]
 Frequency = Annotated[float, AfterValidator(_frequency)]
 EveryStep = Annotated[float, AfterValidator(_every_step)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-SomeNames = Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_patterns)]
+SomeNames = Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple), AfterValidator(_patterns)]
 Groups = Annotated[tuple[int, ...] | None, BeforeValidator(_as_tuple)]
 Share = Annotated[float, Field(ge=0, le=1)]
 First = Annotated[float | Literal["__FROM_PARAM__"], AfterValidator(_share)]

@@ -30,7 +30,7 @@ class SetWeightDecayModifier(BaseModel):
 class DecayPart(Part):
     """Write a weight decay into parameter groups."""
 
-    once = True
+    once = yields = True
 
     def __init__(self, options: SetWeightDecayModifier, loop: Loop) -> None:
         self.options, self.loop = options, loop

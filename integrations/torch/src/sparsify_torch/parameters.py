@@ -84,6 +84,7 @@ class TrainablePart(Part):
     """Remember what was trainable before."""
 
     between_steps = True
+    yields = True
 
     def __init__(self, options: TrainableParamsModifier, parameters: Mapping[str, nn.Parameter]) -> None:
         self.options, self.parameters = options, dict(parameters)
@@ -98,6 +99,12 @@ class TrainablePart(Part):
     def end(self, epoch: float) -> None:
         """Switch back."""
         self._switch(self.before)
+
+    def release(self, claims: frozenset[str]) -> None:
+        """Leave these as another has switched them, at the end too."""
+        for name in [name for name in self.parameters if f"training of {name}" in claims]:
+            del self.parameters[name]
+            self.before.pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was trainable before, and what is now."""
@@ -124,6 +131,8 @@ class TrainablePart(Part):
 class ValuePart(Part):
     """Write a value into parameters; with `once`, never again after the start."""
 
+    yields = True
+
     def __init__(self, loop: Loop, parameters: Mapping[str, nn.Parameter], value: Any, *, once: bool = False) -> None:
         self.loop, self.parameters, self.value, self.once = loop, dict(parameters), value, once
         self.claims = frozenset(f"value of {name}" for name in parameters)
@@ -136,6 +145,11 @@ class ValuePart(Part):
         """Write the value of this epoch."""
         if not self.once:
             self._write(self.value(epoch))
+
+    def release(self, claims: frozenset[str]) -> None:
+        """Write these no more."""
+        for name in [name for name in self.parameters if f"value of {name}" in claims]:
+            del self.parameters[name]
 
     def swapped(self, old: nn.Parameter, new: nn.Parameter | None, carry: Carry) -> None:
         """Follow."""

@@ -5,26 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from sparsify import RequestError
 from torch import nn
 
-LEGACY = frozenset(  # any of these makes SparseML read `!QuantizationModifier` as LegacyQuantizationModifier
+LEGACY = frozenset(  # of LegacyQuantizationModifier; what placement decides by itself is dropped with a note before
     {
-        *("submodules", "quantize_embeddings", "reduce_range", "quantize_linear_activations"),
-        *("quantize_conv_activations", "quantize_embedding_activations", "activation_bits", "weight_bits"),
-        *("exclude_batchnorm", "exclude_module_types", "custom_quantizable_module_types"),
+        *("activation_bits", "weight_bits", "exclude_module_types"),
         *("activation_qconfig_kwargs", "weight_qconfig_kwargs", "tensorrt"),
     }
 )
-# what the placement decides by itself, as one-shot does: outputs of Linear are never rounded, embeddings stay float
-DECIDED = ("quantize_linear_activations", "quantize_conv_activations", "quantize_embedding_activations")
-DECIDED_TOO = ("quantize_embeddings", "exclude_batchnorm", "custom_quantizable_module_types")
 ARGUMENTS = frozenset({"num_bits", "symmetric", "strategy", "kwargs"})
 
 
 class QuantizationOptions(BaseModel):
-    """Hold the fields of QuantizationModifier; both dialects' names, see `from_legacy` for the older ones.
+    """Hold the fields of QuantizationModifier, under both dialects' names and LegacyQuantizationModifier's.
 
     scheme: `default` and `deepsparse` are uint8 asymmetric activations and int8 symmetric weights, one scale an output
     channel. scheme_overrides: by module path or class, null leaves it float. ignore: module paths, class names, or
@@ -48,10 +43,15 @@ class QuantizationOptions(BaseModel):
     reduce_range: bool = False
     submodules: tuple[str, ...] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _translated(cls, fields: Any) -> Any:
+        return from_legacy(fields) if isinstance(fields, Mapping) and not LEGACY.isdisjoint(fields) else fields
+
     @field_validator("ignore", "submodules", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value or ()
+        return _listed(value)
 
     @field_validator("scheme_overrides", mode="before")
     @classmethod
@@ -90,8 +90,8 @@ class QuantizationOptions(BaseModel):
         return (*self.ignore, *floats, *outside)
 
 
-def from_legacy(fields: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Translate LegacyQuantizationModifier's fields, and note what the placement decides instead.
+def from_legacy(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate LegacyQuantizationModifier's fields.
 
     Raises RequestError for what cannot run here: other widths than 8 bits, TensorRT's grids, observers of one's own.
     """
@@ -106,18 +106,14 @@ def from_legacy(fields: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, .
                 "per channel for weights",
                 fix=f"remove {name} from QuantizationModifier",
             )
-    kept["submodules"] = fields.get("submodules") or ()
-    kept["reduce_range"] = fields.get("reduce_range", False)
-    kept["ignore"] = (*(fields.get("ignore") or ()), *(fields.get("exclude_module_types") or ()))
     if fields.get("exclude_module_types"):
+        kept["ignore"] = (*_listed(fields.get("ignore")), *_listed(fields["exclude_module_types"]))
         kept["strict"] = False  # SparseML accepted classes that the model has not
-    notes = [f"{name} is decided by what runs in INT8" for name in (*DECIDED, *DECIDED_TOO) if name in fields]
-    return kept, tuple(notes)
+    return kept
 
 
-def is_legacy(fields: Mapping[str, Any]) -> bool:
-    """Say whether a `!QuantizationModifier` is written in the legacy argument names."""
-    return not LEGACY.isdisjoint(fields)
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value or ()
 
 
 def _refuse_scheme(scheme: Any, where: str) -> None:

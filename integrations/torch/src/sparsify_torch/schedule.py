@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sparsify_torch.loop import Part
@@ -13,13 +13,19 @@ NEAR = 1e-9  # epochs are multiples of 1/steps: sums of these miss a bound by ro
 
 @dataclass
 class Turn:
-    """Hold one part's schedule. end: the epoch that the manager settled, which may precede the options' −1."""
+    """Hold one part's schedule.
+
+    end: the epoch that the manager settled, which may precede that of the options. place: in the recipe. yielded: from
+    which epoch on which claims are another's.
+    """
 
     name: str
     key: str
     options: Any
     part: Part
     end: float
+    place: int = 0
+    yielded: list[tuple[float, frozenset[str]]] = field(default_factory=list)
     started: bool = False
     ended: bool = False
     last: float = -1.0
@@ -33,6 +39,9 @@ class Turn:
         """Let the part act where it is due."""
         if self.ended or epoch < self.options.start_epoch - NEAR:
             return
+        for when, claims in self.yielded:
+            if epoch >= when - NEAR:
+                self.part.release(claims)
         starting = not self.started
         if starting:
             self.started = True

@@ -84,7 +84,8 @@ def _from_module(name: str) -> Factory:
 
 
 def _unknown(name: str, known: list[str]) -> RequestError:
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    within = [one for one in known if name.lower() in one.lower()]
+    near = list(dict.fromkeys([*within, *get_close_matches(name, known, n=3, cutoff=0.5)]))[:3]
     names = ", ".join(near)
     fix = (
         f"did you mean {names}?" if near else f"use {', '.join(OWN)}, torchvision's names, timm:NAME or module:factory"
