@@ -71,6 +71,45 @@ def test_outputs_of_other_widths_are_not_compared() -> None:
     assert output_shapes(module, names) == output_shapes(narrow, names)
 
 
+class Fire(nn.Module):
+    """SqueezeNet's: two expansions side by side, of which one may lose channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.wide, self.plain = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+        self.head = nn.Conv2d(32, 10, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = self.squeeze(x).relu()
+        both: torch.Tensor = self.head(torch.cat([self.wide(inner), self.plain(inner)], 1).relu())
+        return both.mean((2, 3))
+
+
+class Body(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.second(self.first(x).relu()).relu()
+        return made
+
+
+def test_inside_a_part_whose_outputs_are_narrower_what_keeps_its_width_is_taught() -> None:
+    """All of SqueezeNet's parts give fewer channels: without what lies inside only the classifier would be taught."""
+    module = nn.Sequential(Body(), nn.Conv2d(8, 3, 1), Fire())
+    narrow = copy.deepcopy(module)
+    narrow[0].first, narrow[0].second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
+    narrow[2].squeeze, narrow[2].plain = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1)
+    narrow[2].wide, narrow[2].head = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(24, 10, 1)
+    assert find_stages(module, narrow, IMAGES) == ["0", "2"]
+    narrow[0].second, narrow[1] = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+    assert find_stages(module, narrow, IMAGES) == ["1", "2"]
+    narrow[1], narrow[2].squeeze = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 8, 1)
+    narrow[2].head = nn.Conv2d(24, 9, 1)
+    assert find_stages(module, narrow, IMAGES) == ["2.plain"]
+
+
 def test_parts_that_hold_pruned_weights_lie_beside_one_another() -> None:
     module, wrapped = settled(Blocks()), Wrapped()
     names = prunable_names(module)

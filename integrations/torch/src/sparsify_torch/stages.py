@@ -16,11 +16,26 @@ Shapes = dict[str, tuple[int, ...]]
 def find_stages(dense: nn.Module, thinner: nn.Module, example_inputs: tuple[Any, ...]) -> list[str]:
     """Return the names of parts that lost something inside and give outputs of the same shape, in the module's order.
 
-    They lie beside one another, inside the innermost part that holds everything that changed, or are that part.
+    They lie beside one another, inside the innermost part that holds everything that changed, or are that part. Where
+    such a part's own outputs are narrower, those inside it stand for it.
     """
-    names = _beside(dense, thinner, "")
+    names = [name for name, _ in dense.named_modules() if name and name in dict(thinner.named_modules())]
     before, after = _shapes(dense, names, example_inputs), _shapes(thinner, names, example_inputs)
-    return [name for name in names if name in before and before[name] == after.get(name)]
+    kept = {name for name in before if before[name] == after.get(name)}
+    return [found for name in _beside(dense, thinner, "") for found in _alike(dense, thinner, name, kept)]
+
+
+def _alike(dense: nn.Module, thinner: nn.Module, name: str, kept: Collection[str]) -> list[str]:
+    """Return a part whose outputs keep their shape, else the outermost such parts inside it that lost something."""
+    if name in kept:
+        return [name]
+    others = dict(thinner.get_submodule(name).named_children())
+    inner = [
+        f"{name}.{child}"
+        for child, part in dense.get_submodule(name).named_children()
+        if child in others and _held(part) != _held(others[child]) and _children(part) <= _children(others[child])
+    ]
+    return [found for path in inner for found in _alike(dense, thinner, path, kept)]
 
 
 def find_holders(module: nn.Module, weights: Collection[str], example_inputs: tuple[Any, ...]) -> list[str]:
