@@ -104,7 +104,7 @@ class StructuredPart(Part):
         done = progress(epoch, options.start_epoch, options.end_epoch)
         share = interpolate(options.inter_func, done, options.init_sparsity, options.final_sparsity)
         coupling = couple(module, self.inputs)
-        worths = score_groups(module, coupling, options.score, **self._samples())
+        worths = score_groups(module, coupling, options.score if share else "l2", **self._samples())
         choice = self._of_macs if options.of == "macs" else self._of_channels
         units = agreed(choice(coupling, worths, share), next(module.parameters()).device)
         if units:
