@@ -162,6 +162,24 @@ def test_sparsity_is_as_high_as_the_share_and_as_wide_as_the_weights() -> None:
     assert "average 51.4 %" in found
 
 
+def test_what_was_taken_out_is_shown_above_what_became_zero() -> None:
+    metrics = with_layers(
+        sparsity=[0.5, None, 0.25], shape=[[8, 4], [8, 4], [8, 4]], shape_after=[[4, 4], None, [8, 4]]
+    )
+    metrics["baseline"] = {**metrics["baseline"], "macs": 200}
+    metrics["optimized"] = {**metrics["optimized"], "macs": 100, "sparsity": 0.01}
+    found = section(metrics, "What went of each layer")
+    assert re.findall(r'class="gone" x="[\d.]+%" width="[\d.]+%" height="([\d.]+)%"', found) == ["50.0", "100.0"]
+    assert re.findall(r' y="[\d.]+%" height="([\d.]+)%"/>\n', found)[:3] == ["25.0", "0.0", "25.0"]
+    assert "50.0 % are taken out" in found
+    assert "average" not in found
+    page = render_html(metrics)
+    assert "2.00× fewer multiplications" in page
+    cards = page[page.index('class="cards"') : page.index("Before and after")]
+    assert "multiplications a sample" in cards
+    assert "sparsity" not in cards
+
+
 def test_hundreds_of_layers_with_long_names_are_drawn() -> None:
     metrics = copy.deepcopy(EXPLAINED)
     metrics["layers"] = [

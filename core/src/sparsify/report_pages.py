@@ -16,7 +16,7 @@ from sparsify.explanation import explanation
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-SHOWN = ("tone", "title", "text", "summary", "rows", "tables", "remarks", "given_up", "curves", "dash")
+SHOWN = ("tone", "title", "text", "summary", "rows", "tables", "remarks", "given_up", "curves", "narrower", "dash")
 
 
 def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
