@@ -20,6 +20,7 @@ from sparsify_torch.channels import macs
 from sparsify_torch.coupling import couple
 from sparsify_torch.mixing import thin_to_share, thin_to_speed
 from sparsify_torch.recipe import macs_left, write
+from sparsify_torch.structured_recipe import chosen_steps
 from sparsify_torch.thinning import cost_of
 from torch import nn
 
@@ -88,6 +89,17 @@ def test_a_mix_leaves_at_most_its_share(share: float) -> None:
     assert again.structure == report.structure
     with pytest.raises(RequestError, match="leaves 0% of the MACs or less"):
         thin_to_share(net(), IMAGES, target=0.001)
+
+
+def test_gradients_choose_channels_only_where_nothing_normalizes() -> None:
+    convolutions = [nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4)]
+    plain = nn.Sequential(*convolutions)
+    plain(*IMAGES)
+    for module, score in ((plain, "taylor"), (net(), None)):
+        found = thin_to_share(copy.deepcopy(module).eval(), IMAGES, target=0.7)
+        steps = [step for step in chosen_steps(10.0, found, module) if step.name == "StructuredPruningModifier"]
+        assert steps
+        assert {step.options.get("score") for step in steps} == {score}
 
 
 def test_what_was_measured_once_decides_again(monkeypatch: pytest.MonkeyPatch) -> None:

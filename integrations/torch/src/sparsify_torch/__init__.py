@@ -13,6 +13,7 @@ _PUBLIC = {
     "loop": "Forward Loop Part TrainingModifier",
     "manager": "ScheduledModifierManager",
     "mixing": "thin_to_speed",
+    "prunable": "has_norms",
     "ranks": "agreed failing_as_one gathered heed_signals_while_waiting meet part share wait_for_the_end",
     "removal": "apply_structure remap_optimizer",
     "stepping": "RecipeOptimizer RecipeScaler",

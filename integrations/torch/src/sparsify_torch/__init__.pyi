@@ -6,6 +6,7 @@ from sparsify_torch.loop import Part as Part
 from sparsify_torch.loop import TrainingModifier as TrainingModifier
 from sparsify_torch.manager import ScheduledModifierManager as ScheduledModifierManager
 from sparsify_torch.mixing import thin_to_speed as thin_to_speed
+from sparsify_torch.prunable import has_norms as has_norms
 from sparsify_torch.ranks import agreed as agreed
 from sparsify_torch.ranks import failing_as_one as failing_as_one
 from sparsify_torch.ranks import gathered as gathered

@@ -21,6 +21,11 @@ def is_conv1d(layer: nn.Module) -> bool:
     return type(layer).__name__ == CONV1D and getattr(layer, "weight", None) is not None
 
 
+def has_norms(module: nn.Module) -> bool:
+    """Say whether anything in a module normalizes."""
+    return any("Norm" in type(part).__name__ for part in module.modules())
+
+
 def weighted_layers(module: nn.Module) -> dict[str, nn.Module]:
     """Return every Linear and Conv by name, in the module's order."""
     kinds = (nn.Linear, nn.modules.conv._ConvNd)

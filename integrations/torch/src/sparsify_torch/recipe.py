@@ -100,7 +100,6 @@ def thinning(epochs: float, share: float, params: list[str], **options: Any) -> 
         start_epoch=0.0,
         end_epoch=part(epochs, THINNED_BY),
         update_frequency=part(epochs, THINNED_BY / THINNINGS),
-        score="taylor",
         **options,
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sparsify import StageError
+from sparsify_torch import has_norms
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -58,11 +59,6 @@ def share_of_rate(module: nn.Module, manager: Any, untrained: bool) -> float:
     finals = [getattr(options, "final_sparsity", 0.0) for options in manager.named("Pruning")]
     much = untrained or not has_norms(module) or any(_overall(final) > MOST_GENTLE for final in finals)
     return 1.0 if much else GENTLE
-
-
-def has_norms(module: nn.Module) -> bool:
-    """Say whether anything in a module normalizes."""
-    return any("Norm" in type(part).__name__ for part in module.modules())
 
 
 def _overall(final: float | Mapping[float, Sequence[str]]) -> float:
