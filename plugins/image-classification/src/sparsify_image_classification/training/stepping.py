@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sparsify import StageError
-from sparsify_torch import has_norms
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -56,6 +55,8 @@ def share_of_rate(module: nn.Module, manager: Any, untrained: bool) -> float:
     Without these, gradients are clipped, which is gentle enough: half of SqueezeNet's structure ends at 72.8 % of ten
     classes at the low rate, and at 75.0 %.
     """
+    from sparsify_torch import has_norms
+
     finals = [getattr(options, "final_sparsity", 0.0) for options in manager.named("Pruning")]
     much = untrained or not has_norms(module) or any(_overall(final) > MOST_GENTLE for final in finals)
     return 1.0 if much else GENTLE
@@ -82,6 +83,8 @@ def largest_norm(module: nn.Module, options: TrainOptions) -> float:
     What holds a network's gradients together without its norm layers (Brock et al. 2021): SqueezeNet fine-tuned at the
     default rate ends in NaN within twelve steps, clipped it learns better than at a tenth of the rate.
     """
+    from sparsify_torch import has_norms
+
     if options.clip_grad is not None:
         return options.clip_grad
     return 0.0 if has_norms(module) else CLIPPED
