@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from sparsify import Description, RequestError, make_experiment
 from sparsify.cli.app import main
 from sparsify_image_classification.demo import write_demo
@@ -20,7 +22,7 @@ from sparsify_torch.channels import macs
 from sparsify_torch.coupling import couple
 from sparsify_torch.mixing import thin_to_share, thin_to_speed
 from sparsify_torch.recipe import macs_left, write
-from sparsify_torch.structured_recipe import chosen_steps
+from sparsify_torch.structured_recipe import chosen_steps, share_of
 from sparsify_torch.thinning import cost_of
 from torch import nn
 
@@ -89,6 +91,14 @@ def test_a_mix_leaves_at_most_its_share(share: float) -> None:
     assert again.structure == report.structure
     with pytest.raises(RequestError, match="leaves 0% of the MACs or less"):
         thin_to_share(net(), IMAGES, target=0.001)
+
+
+@given(st.integers(2, 4096).flatmap(lambda wide: st.tuples(st.just(wide), st.integers(1, wide - 1))))
+def test_a_share_means_the_channels_that_were_chosen(widths: tuple[int, int]) -> None:
+    wide, narrow = widths
+    share = share_of(wide, narrow)
+    assert math.floor(share * wide + 1e-6) == wide - narrow
+    assert len(repr(share)) <= 8
 
 
 def test_gradients_choose_channels_only_where_nothing_normalizes() -> None:

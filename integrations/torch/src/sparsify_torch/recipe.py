@@ -31,7 +31,7 @@ def write(experiment: Experiment, description: Description) -> Recipe:
     steps = [_step("training", "EpochRangeModifier", start_epoch=0.0, end_epoch=epochs)]
     sparsity = round(target_sparsity(experiment.optim_level, experiment.kind), 4)
     if sparsity and experiment.sparsity == STRUCTURED:
-        steps.append(thinning(epochs, 1 - macs_left(experiment.optim_level), ["__ALL__"], of="macs"))
+        steps.append(thinning(epochs, round(1 - macs_left(experiment.optim_level), 4), ["__ALL__"], of="macs"))
     elif sparsity and any(layer.eligible for layer in description.layers):
         steps.append(_pruning(experiment, sparsity, epochs))
     steps.append(_step("quantization", "QuantizationModifier", **quantizing(epochs)))
@@ -96,7 +96,7 @@ def thinning(epochs: float, share: float, params: list[str], **options: Any) -> 
         "StructuredPruningModifier",
         params=params,
         init_sparsity=0.0,
-        final_sparsity=round(share, 4),
+        final_sparsity=share,
         start_epoch=0.0,
         end_epoch=part(epochs, THINNED_BY),
         update_frequency=part(epochs, THINNED_BY / THINNINGS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import replace
@@ -139,6 +140,11 @@ def _stages(search: Search, found: Thinned) -> list[str]:
     return find_stages(dense, thinner, inputs)
 
 
+def share_of(wide: int, narrow: int) -> float:
+    """Return what has to go from one width to another, rounded up: 0.3333 of 24 channels would not be 8."""
+    return math.ceil(1e6 * (wide - narrow) / wide - 1e-3) / 1e6
+
+
 def chosen_steps(epochs: float, found: Thinned, dense: nn.Module) -> Iterable[Step]:
     """Write what is to go as a recipe does."""
     # without norms a weight's size says little of what it does: by Taylor's criterion the divergence of SqueezeNet at
@@ -150,6 +156,6 @@ def chosen_steps(epochs: float, found: Thinned, dense: nn.Module) -> Iterable[St
     shares: dict[float, list[str]] = {}
     for name, (wide, narrow) in found.widths.items():
         if narrow < wide:
-            shares.setdefault(round(1 - narrow / wide, 4), []).append(name)
+            shares.setdefault(share_of(wide, narrow), []).append(name)
     for share, names in sorted(shares.items()):
         yield thinning(epochs, share, names, **score)
