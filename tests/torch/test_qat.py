@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sparsify import RequestError, StageError
+from sparsify import Model, RequestError, StageError
 from sparsify_onnx import Grid
 from sparsify_onnx.ranges import grid
 from sparsify_torch import qat
 from sparsify_torch.bn_folding import round_bias, round_norm_bias
 from sparsify_torch.export_graph import clean_copy
+from sparsify_torch.export_onnx import export_model
 from sparsify_torch.fake_quant import make_grids, round_activation, round_weight, weight_scales
 from sparsify_torch.observers import extremes, follow
 from torch import Tensor, nn
@@ -425,3 +426,33 @@ def test_calls_are_seen_alike_in_training_and_inference(make: Callable[[], nn.Mo
         module.train(mode)
         module(images())
         assert state._met == set(state._sites)
+
+
+class Squeezed(nn.Module):
+    """Squeeze and excitation, as in MobileNetV3, EfficientNet and RegNetY."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pool = nn.Conv2d(3, 16, 3, padding=1), nn.AdaptiveAvgPool2d(1)
+        self.down, self.up, self.head = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 16, 1), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        scaled: Tensor = x * self.up(self.down(self.pool(x)).relu()).sigmoid()
+        made: Tensor = self.head(scaled.mean((2, 3)))
+        return made
+
+
+def test_channels_last_changes_nothing_of_what_is_rounded() -> None:
+    """torch.export puts as_strided behind a pooling of channels-last tensors, which the exported file does not have."""
+    torch.manual_seed(0)
+    plain = Squeezed()
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    given = torch.randn(4, 3, 8, 8)
+    want = qat.begin(plain, OPTIONS, given).plan
+    found = qat.begin(last, OPTIONS, given.to(memory_format=torch.channels_last)).plan
+    assert found == want
+    assert (len(found.weights), found.notes) == (4, ())
+    qat.finish(last)
+    written = export_model(Model("torch", last, {"example_inputs": (given,)})).value
+    assert sum(node.op_type == "DequantizeLinear" for node in written.graph.node) > 8

@@ -52,7 +52,7 @@ def example_of(inputs: Inputs, samples: int = 2) -> Inputs:
     def take(item: Any) -> Any:
         if not isinstance(item, Tensor) or item.dim() == 0:
             return item
-        short = item.detach()[:samples].cpu()
+        short = item.detach()[:samples].cpu().contiguous()
         return short if len(short) == samples else short.repeat(samples, *[1] * (item.dim() - 1))[:samples].clone()
 
     args, kwargs = pytree.tree_map(take, inputs)
@@ -150,6 +150,8 @@ def _quiet() -> Iterator[None]:
 def clean_copy(module: nn.Module, drop: str = "") -> nn.Module:
     """Copy a module to the CPU in inference mode, without the child named `drop` and the hooks that it put there."""
     clean = copy.deepcopy(module).cpu().float()
+    for parameter in clean.parameters():  # channels-last ones put as_strided into the graph, which no call gives
+        parameter.data = parameter.data.contiguous()
     child = dict(clean.named_children()).get(drop)
     if child is not None:
         for hooks in (clean._forward_pre_hooks, clean._forward_hooks):
