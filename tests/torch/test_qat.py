@@ -433,7 +433,8 @@ class Squeezed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.pool = nn.Conv2d(3, 16, 3, padding=1), nn.AdaptiveAvgPool2d(1)
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1))
+        self.pool = nn.AdaptiveAvgPool2d(1)
         self.down, self.up, self.head = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 16, 1), nn.Linear(16, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -452,7 +453,7 @@ def test_channels_last_changes_nothing_of_what_is_rounded() -> None:
     want = qat.begin(plain, OPTIONS, given).plan
     found = qat.begin(last, OPTIONS, given.to(memory_format=torch.channels_last)).plan
     assert found == want
-    assert (len(found.weights), found.notes) == (4, ())
+    assert (len(found.weights), found.notes) == (5, ())
     qat.finish(last)
     written = export_model(Model("torch", last, {"example_inputs": (given,)})).value
     assert sum(node.op_type == "DequantizeLinear" for node in written.graph.node) > 8

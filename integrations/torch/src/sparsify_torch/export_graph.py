@@ -151,7 +151,8 @@ def clean_copy(module: nn.Module, drop: str = "") -> nn.Module:
     """Copy a module to the CPU in inference mode, without the child named `drop` and the hooks that it put there."""
     clean = copy.deepcopy(module).cpu().float()
     for parameter in clean.parameters():  # channels-last ones put as_strided into the graph, which no call gives
-        parameter.data = parameter.data.contiguous()
+        # a copy, because `contiguous` leaves a kernel of 1 x 1 as it is, which is either
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     child = dict(clean.named_children()).get(drop)
     if child is not None:
         for hooks in (clean._forward_pre_hooks, clean._forward_hooks):
