@@ -82,6 +82,14 @@ def test_the_widths_follow_the_cubic_schedule_in_whole_blocks() -> None:
     assert seen[-1] == [16, 32, 32]
 
 
+def test_the_first_block_is_what_lies_beyond_a_multiple() -> None:
+    """From 32 channels in multiples of 24 only 8 can go, which a quarter is: MobileNet's 24 and 40 lose 8 of 16."""
+    module = net()
+    _, optimizer = attach([pruning(0.25, params=INNER[:1], multiple=24)], module)
+    train(module, optimizer, batches(9))
+    assert widths(module) == [24, 64, 64]
+
+
 def test_the_optimizer_holds_what_the_module_holds_and_its_momentum_is_cut_alike() -> None:
     module = net()
     manager, optimizer = attach(

@@ -35,15 +35,19 @@ def steps(group: Group, coupling: Coupling, worth: Worth, multiple: int) -> list
 
     At least one block stays. The first removal may be smaller, where the width is no multiple yet.
     """
-    block = together(group, multiple)
-    count = len(group.units)
+    block, count = together(group, multiple), len(group.units)
     order = sorted(group.units, key=lambda unit: (worth.shares[unit], unit))
-    found, start = [], 0
-    size = count % block or block
+    found, start, size = [], 0, first_removal(group, multiple)
     while count - start - size >= block:
         found.append(tuple(order[start : start + size]))
         start, size = start + size, block
     return found
+
+
+def first_removal(group: Group, multiple: int) -> int:
+    """Return how many units leave first: what is beyond a multiple, else a whole block."""
+    block = together(group, multiple)
+    return len(group.units) % block or block
 
 
 def together(group: Group, multiple: int) -> int:

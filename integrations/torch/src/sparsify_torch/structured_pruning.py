@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 from sparsify import RequestError
 from torch import nn
 
-from sparsify_torch.channels import Choice, choose, macs, steps, together
+from sparsify_torch.channels import Choice, choose, first_removal, macs, steps
 from sparsify_torch.compensation import make_up
 from sparsify_torch.coupling import Coupling, Group, couple
 from sparsify_torch.gradients import check_sampler
@@ -154,7 +154,7 @@ class StructuredPart(Part):
         wide = [
             place
             for place in places
-            if share * len(coupling.groups[place].units) + 1e-6 >= together(coupling.groups[place], multiple)
+            if share * len(coupling.groups[place].units) + 1e-6 >= first_removal(coupling.groups[place], multiple)
         ]
         if share and places and not wide and not self.loop.structure:
             problem = f"{NAME}: no layer is wide enough to lose {share:g} of its channels in steps of {multiple}"
