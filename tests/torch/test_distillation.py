@@ -192,7 +192,8 @@ def test_refusals() -> None:
     layers = PerLayerDistillationModifier
     error = refused(layers(student_layer_names=["feature.2"]), "'feature.2' matches none of")
     assert "features.2" in error.fix
-    refused(layers(student_layer_names=["re:("]), "no regular expression")
+    with pytest.raises(ValueError, match="no regular expression"):
+        layers(student_layer_names=["re:("])
     refused(
         layers(student_layer_names=["features.2"], teacher_layer_names=["features.2", "head"]),
         "1 student_layer_names, 2 teacher_layer_names",

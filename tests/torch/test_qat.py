@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sparsify import Model, RequestError, StageError
 from sparsify_onnx import Grid
 from sparsify_onnx.ranges import grid
-from sparsify_torch import qat
+from sparsify_torch import qat, qat_plan
 from sparsify_torch.bn_folding import round_bias, round_norm_bias
 from sparsify_torch.export_graph import clean_copy
 from sparsify_torch.export_onnx import export_model
@@ -20,7 +20,7 @@ from sparsify_torch.fake_quant import make_grids, round_activation, round_weight
 from sparsify_torch.observers import extremes, follow
 from torch import Tensor, nn
 
-from tests.torch.qat_nets import Block, Toy
+from tests.torch.qat_nets import Block, Swish, Toy
 
 OPTIONS = qat.QuantizationOptions()
 
@@ -457,3 +457,18 @@ def test_channels_last_changes_nothing_of_what_is_rounded() -> None:
     qat.finish(last)
     written = export_model(Model("torch", last, {"example_inputs": (given,)})).value
     assert sum(node.op_type == "DequantizeLinear" for node in written.graph.node) > 8
+
+
+def test_what_was_decided_when_quantization_began_is_what_is_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values that told two places apart may be alike later, as where norms have seen few batches: none is looked at."""
+    module = Swish()
+    state = qat.begin(module, OPTIONS, images())
+    qat.finish(module)
+
+    def refuse(*given: Any) -> Any:
+        raise AssertionError("places were looked for again")
+
+    monkeypatch.setattr(qat_plan, "_match", refuse)
+    facts = {"example_inputs": (images(),), "input_names": ["pixels"], "output_names": ["logits"]}
+    graph = export_model(Model("torch", module, facts)).value.graph
+    assert [node.op_type for node in graph.node].count("QuantizeLinear") == len(state.plan.grids)

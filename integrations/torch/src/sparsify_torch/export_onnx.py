@@ -16,7 +16,7 @@ from sparsify_torch.export_graph import OPSET, Form, Inputs, clean_copy, example
 from sparsify_torch.fake_quant import round_weight
 from sparsify_torch.qat import CHILD, FakeQuantization
 from sparsify_torch.qat_calls import Call, Site
-from sparsify_torch.qat_plan import Placed, Plan, Rounding, WeightRounding, layer_factors, make_plan
+from sparsify_torch.qat_plan import Placed, Plan, Rounding, WeightRounding, layer_factors, make_plan, place_again
 
 
 def export(
@@ -70,7 +70,9 @@ def export_model(model: Model) -> Model:
 
 def _export_quantized(clean: nn.Module, state: FakeQuantization, inputs: Inputs, form: Form) -> Model:
     options = state.options
-    placed = make_plan(clean, inputs, options.ignored(clean), strict=options.strict, form=form)
+    placed = place_again(state.plan, clean, inputs, form)
+    if placed is None:
+        placed = make_plan(clean, inputs, options.ignored(clean), strict=options.strict, form=form)
     grids = _learned_grids(placed.plan, state)
     calls = {call.site: call for call in placed.recording.calls}
     scales = {item.site: state.weight_scale[item.start : item.start + item.channels] for item in state.plan.weights}

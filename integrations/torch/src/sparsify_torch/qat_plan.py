@@ -8,7 +8,7 @@ Names would not do: exporters rename freely, and folding a batch norm leaves non
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -74,12 +74,16 @@ class WeightRounding:
 
 @dataclass(frozen=True)
 class Plan:
-    """Say what is rounded where; grids are named after tensors of the graph, notes are lines for the report."""
+    """Say what is rounded where; grids are named after tensors of the graph, notes are lines for the report.
+
+    floats: nodes of the graph that stay float, by `ignore` or because no call shows their tensors.
+    """
 
     grids: tuple[str, ...]
     roundings: tuple[Rounding, ...]
     weights: tuple[WeightRounding, ...]
     notes: tuple[str, ...]
+    floats: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,25 @@ def make_plan(
     while lost := _lost(view, placement):
         unseen |= lost
         placement = prepare_int8(model, {*ignored, *unseen})[1]
-    return Placed(_plan(view, placement, unseen), model, value, placement, recording)
+    plan = replace(_plan(view, placement, unseen), floats=frozenset({*ignored, *unseen}))
+    return Placed(plan, model, value, placement, recording)
+
+
+def place_again(plan: Plan, module: nn.Module, inputs: Inputs, form: Form) -> Placed | None:
+    """Export a clean float module whose plan was made before, or return None where the graph is another.
+
+    Nothing is looked for in the calls again: values that tell places apart when quantization begins, such as those of
+    norms that have seen few batches, may be alike later.
+    """
+    model = export_float(module, inputs, form)
+    value, placement = prepare_int8(model, plan.floats)
+    grids, named_anew = tuple(placement.tensors), {item.name for item in value.graph.input}
+    same = len(grids) == len(plan.grids) and all(
+        fresh == known or fresh in named_anew for fresh, known in zip(grids, plan.grids, strict=True)
+    )
+    if not same or [layer.name for layer in placement.layers] != [item.layer for item in plan.weights]:
+        return None
+    return Placed(replace(plan, grids=grids), model, value, placement, record(module, *inputs))
 
 
 def _view(value: onnx.ModelProto, recording: Recording, inputs: Inputs) -> _View:
