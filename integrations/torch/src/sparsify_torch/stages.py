@@ -19,7 +19,8 @@ def find_stages(dense: nn.Module, thinner: nn.Module, example_inputs: tuple[Any,
     They lie beside one another, inside the innermost part that holds everything that changed, or are that part. Where
     such a part's own outputs are narrower, those inside it stand for it.
     """
-    names = [name for name, _ in dense.named_modules() if name and name in dict(thinner.named_modules())]
+    left = dict(thinner.named_modules())
+    names = [name for name, _ in dense.named_modules() if name and name in left]
     before, after = _shapes(dense, names, example_inputs), _shapes(thinner, names, example_inputs)
     kept = {name for name in before if before[name] == after.get(name)}
     return [found for name in _beside(dense, thinner, "") for found in _alike(dense, thinner, name, kept)]

@@ -120,10 +120,11 @@ def _speedup(search: Search, module: nn.Module) -> float:
 
 def _named(search: Search, recipe: Recipe, found: Thinned) -> Recipe:
     """Put the blocks and the layers that were chosen in the place of what prunes, and teach features beside answers."""
+    dense, inputs = _source(search)
     rest = [step for step in recipe.steps if step.group != PRUNING]
     if any(step.name == "DistillationModifier" for step in rest):
-        rest += teach_features(search, _stages(search, found))
-    chosen = list(chosen_steps(epochs_of(search.plan.experiment), found, _source(search)[0]))
+        rest += teach_features(search, _stages(dense, inputs, found))
+    chosen = list(chosen_steps(epochs_of(search.plan.experiment), found, dense))
     before, after = found.macs
     blocks = f"{len(found.blocks)} block{'s' * (len(found.blocks) > 1)} and " * bool(found.blocks)
     narrower = sum(wide != narrow for wide, narrow in found.widths.values())
@@ -133,8 +134,7 @@ def _named(search: Search, recipe: Recipe, found: Thinned) -> Recipe:
     return Recipe((rest[0], *chosen, *rest[1:]), ())
 
 
-def _stages(search: Search, found: Thinned) -> list[str]:
-    dense, inputs = _source(search)
+def _stages(dense: nn.Module, inputs: tuple[Any, ...], found: Thinned) -> list[str]:
     thinner = deepcopy(dense)
     apply_structure(thinner, found.structure)
     return find_stages(dense, thinner, inputs)
