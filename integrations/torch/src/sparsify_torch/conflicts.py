@@ -18,7 +18,7 @@ PRUNING = tuple(
     f"{name}PruningModifier" for name in ("GM", "Magnitude", "GlobalMagnitude", "Movement", "OBS", "ACDC", "RigL")
 )
 # what takes channels and layers out, which must be over before quantization looks where it rounds
-STRUCTURAL = ("StructuredPruningModifier", "LayerPruningModifier", "LayerThinningModifier")
+STRUCTURAL = ("StructuredPruningModifier", LAYERS, "LayerThinningModifier")
 
 
 def check_epochs(modifiers: Sequence[tuple[str, Any]]) -> None:
@@ -52,7 +52,7 @@ def _check_structure_first(modifiers: Sequence[tuple[str, Any]]) -> None:
     for name, one in modifiers:
         at_once = name == LAYERS and one.update_frequency < 0  # its end_epoch changes nothing
         last = one.start_epoch if at_once else max(one.start_epoch, one.end_epoch)
-        last = max(last, *(getattr(one, "update_epochs", None) or (last,)))
+        last = max([last, *(getattr(one, "update_epochs", None) or ())])
         if name in STRUCTURAL and last > begun + NEAR:
             problem = f"{name} still changes the module at epoch {last:g}, and {QUANTIZATION} begins at {begun:g}"
             raise RequestError(problem, fix=f"let {name} end by then: quantization keeps to the places it found")
