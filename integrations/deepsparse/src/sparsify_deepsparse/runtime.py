@@ -7,6 +7,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ class _Session:
             return
         for stream in (process.stdin, process.stdout):
             if stream is not None:
-                stream.close()
+                with suppress(BrokenPipeError):  # it died with a request unread, which closing would still send
+                    stream.close()
         try:
             process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
