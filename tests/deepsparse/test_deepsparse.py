@@ -163,6 +163,20 @@ def test_each_refusal_names_the_file_and_the_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("deepsparse")
+def test_a_process_that_died_with_a_request_unread_is_closed(tmp_path: Path) -> None:
+    model = models.mlp()
+    session = open_session(models.save(model, tmp_path), 1)
+    session.run(models.samples(model, 1))
+    process = session.process
+    process.kill()
+    process.wait()
+    process.stdin.write(b"unread")
+    session.close()
+    assert process.stdin.closed
+    assert process.stdout.closed
+
+
+@pytest.mark.usefixtures("deepsparse")
 def test_a_process_that_dies_is_told_with_its_last_words(tmp_path: Path) -> None:
     model = models.mlp()
     session = open_session(models.save(model, tmp_path), 1)
